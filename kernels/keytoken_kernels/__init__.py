@@ -1,0 +1,1 @@
+"""Numerical kernels of KeyToken. Imports nothing of the ``keytoken`` package."""
