@@ -1,0 +1,70 @@
+"""Video-KTR: a hard mask over tokens that depend on the video, on the frame order, or are uncertain.
+
+Source: Video-KTR (arXiv 2601.19686, ICLR 2026)::
+
+    vis_{i,t}  = | log p(o_t | video)   - log p(o_t | no video) |
+    temp_{i,t} = | log p(o_t | ordered) - log p(o_t | shuffled) |
+    H_{i,t}    = - sum_w p(w) log p(w)
+    w_{i,t}    = 1[ t in top r%(vis)  or  top r%(temp)  or  top r%(H) ],  r = 20
+    J          = E[ 1/G sum_i 1/|o_i| sum_t w_{i,t} min(rho A_i, clip(rho, 1 - eps, 1 + eps) A_i) ]
+
+The published code departs from that text, so there are two presets of this one formula:
+
+    ==================  ===========================  ====================================
+    what                video_ktr (the paper)        video_ktr_official (the code)
+    ==================  ===========================  ====================================
+    sign of a score     absolute                     signed: a token that the video makes
+                                                     less likely is never selected
+    scope of top r%     not stated; here response    all answers to one prompt (group)
+    rule                not stated; here as right    score >= linear (1 - r) quantile
+    denominator         |o_i|, all tokens            number of selected tokens of o_i
+    clipping            eps = 0.2                    none: one on-policy step, rho = 1
+    KL, beta = 0.04     not stated; here all tokens  selected tokens, over their number
+    no token selected   contributes 0                0/0 = NaN; here contributes 0
+    masked view         features set to zero; here   attention mask over the pads, after
+                        vision tokens dropped        which the text moves to the front
+                        and positions kept           (positions: compressed)
+    shuffled view       random order                 random order, identity possible;
+                                                     here the identity is excluded
+    images              visual and entropy           the same
+    ==================  ===========================  ====================================
+"""
+
+from __future__ import annotations
+
+from keytoken.attribution.scores import compute_scores
+from keytoken.attribution.selection import segment_ids, select_top, selection_metrics, union
+from keytoken.attribution.types import Signals, TokenWeights
+from keytoken.attribution.weights import hard_weights, keep_all
+from keytoken.schema import MethodConfig
+
+
+def token_weights(signals: Signals, config: MethodConfig) -> TokenWeights:
+    """Weight 1 on the union of the selected tokens; on all tokens if ``config.selection`` is None.
+
+    Raises:
+        ConfigurationError: When a signal is on but its pass did not run.
+        NonFiniteError: For a NaN or an infinity at an answer token.
+    """
+    selection = config.selection
+    mask = signals.mask
+    if selection is None:
+        return keep_all(mask)
+    ratios = {
+        "visual": selection.visual_ratio,
+        "temporal": selection.temporal_ratio,
+        "entropy": selection.entropy_ratio,
+    }
+    segments = segment_ids(selection.scope, signals.group)
+    scores = compute_scores(signals, selection)
+    masks = {
+        name: select_top(score, segments, ratios[name], selection.floor) for name, score in scores.items()
+    }
+    selected = union(masks, mask)
+    return TokenWeights(
+        weights=hard_weights(selected, mask),
+        selected=selected,
+        masks=masks,
+        scores={name: score.values for name, score in scores.items()},
+        metrics=selection_metrics(scores, masks, ratios, selected, mask),
+    )

@@ -1,0 +1,36 @@
+"""Group-normalised advantages of GRPO.
+
+Source: DeepSeekMath (arXiv 2402.03300), outcome supervision. The epsilon is a choice of each code base: verl
+has 1e-6, Video-R1 and Video-KTR have 1e-4 (``keytoken.method.advantage_epsilon``).
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def group_advantages(rewards: torch.Tensor, group: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """(r - mean) / (std + epsilon) within each group, with the unbiased standard deviation.
+
+    A group whose rewards are all equal gets exactly 0. A group of one has no baseline; as in verl its
+    advantage is r / (1 + epsilon).
+
+    Args:
+        rewards: [B] float.
+        group: [B] integer, equal for answers to the same prompt.
+        epsilon: Added to the standard deviation.
+
+    Returns:
+        [B] float.
+    """
+    advantages = torch.empty_like(rewards)
+    for member in group.unique():
+        rows = group == member
+        own = rewards[rows]
+        if own.numel() == 1:
+            advantages[rows] = own / (1.0 + epsilon)
+        elif bool((own == own[0]).all()):
+            advantages[rows] = 0.0  # the rounded mean may differ from the common value in the last bit
+        else:
+            advantages[rows] = (own - own.mean()) / (own.std() + epsilon)
+    return advantages
