@@ -2,9 +2,9 @@
 
     L = sum_{i,t} c_{i,t} max(-rho A, -clip(rho, 1 - low, 1 + high) A)  +  beta sum_{i,t} k_{i,t} KL_{i,t}
 
-The coefficients c (with the token weights in it) and k hold every denominator. They need three counts of the whole mini-batch
-(:class:`LossTotals`), which are additive over micro-batches and ranks: with the counts of the whole, the
-losses of the parts sum to the loss of the whole, exactly, however it is cut.
+The coefficients c (with the token weights in it) and k hold every denominator. They need three counts of
+the whole mini-batch (:class:`LossTotals`), which are additive over micro-batches and ranks: with the counts
+of the whole, the losses of the parts sum to the loss of the whole, exactly, however it is cut.
 
 Sources: PPO (arXiv 1707.06347), dual clip (arXiv 1912.09729), k3 (Schulman, joschu.net/blog/kl-approx.html).
 With weights of 1 it equals verl's ``compute_policy_loss_vanilla`` plus ``low_var_kl``.
