@@ -1,0 +1,116 @@
+"""The one module that imports names of verl which are not public.
+
+Everything else in KeyToken says ``from keytoken.verl_adapter.compat import ...``, so that a verl
+release that moves a name breaks exactly here. Importing it checks the versions of the whole stack and
+applies the shims first (:mod:`keytoken.verl_adapter.register`). Cost: about ten seconds, since verl's
+trainers import vLLM, transformers and Ray; the command line must not import it before it has to.
+"""
+
+from keytoken.verl_adapter import register as _register  # noqa: F401  (first: applies the shims)
+
+# isort: split
+from verl.checkpoint_engine.base import (
+    CheckpointEngine,
+    CheckpointEngineManager,
+    CheckpointEngineRegistry,
+    CheckpointEngineWorker,
+    TensorMeta,
+)
+from verl.experimental.agent_loop.agent_loop import (
+    AgentLoopBase,
+    AgentLoopManager,
+    AgentLoopMetrics,
+    AgentLoopOutput,
+    AgentLoopWorker,
+)
+from verl.experimental.agent_loop.agent_loop import register as register_agent_loop
+from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+from verl.experimental.separation.engine_workers import DetachActorWorker
+from verl.single_controller.base.decorator import Dispatch, Execute, make_nd_compute_dataproto_dispatch_fn
+from verl.single_controller.base.decorator import register as register_worker_method
+from verl.single_controller.ray.base import (
+    RayClassWithInitArgs,
+    RayResourcePool,
+    RayWorkerGroup,
+    ResourcePoolManager,
+)
+from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
+from verl.trainer.ppo.core_algos import agg_loss
+from verl.trainer.ppo.utils import Role, need_reference_policy
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer, get_trainer_cls, register_trainer
+from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils import tensordict_utils
+from verl.utils.config import omega_conf_to_dataclass
+from verl.utils.dataset.rl_dataset import RLHFDataset
+from verl.utils.device import get_device_id, get_device_name, get_torch_device
+from verl.utils.distributed import initialize_global_process_group_ray
+from verl.utils.model import extract_multi_modal_inputs
+from verl.workers.config import FSDPEngineConfig, HFModelConfig, TrainingWorkerConfig
+from verl.workers.engine.base import BaseEngine, EngineRegistry
+from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
+from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
+from verl.workers.rollout.replica import RolloutReplica
+from verl.workers.utils.losses import ppo_loss
+from verl.workers.utils.padding import (
+    build_attention_mask_from_nested,
+    left_right_2_no_padding,
+    no_padding_2_padding,
+)
+
+__all__ = [
+    "ActorRolloutRefWorker",
+    "AgentLoopBase",
+    "AgentLoopManager",
+    "AgentLoopMetrics",
+    "AgentLoopOutput",
+    "AgentLoopWorker",
+    "BaseEngine",
+    "CheckpointEngine",
+    "CheckpointEngineManager",
+    "CheckpointEngineRegistry",
+    "CheckpointEngineWorker",
+    "DetachActorWorker",
+    "Dispatch",
+    "EngineRegistry",
+    "Execute",
+    "FSDPEngineConfig",
+    "FSDPEngineWithLMHead",
+    "HFModelConfig",
+    "PPOTrainer",
+    "PPOTrainerSeparateAsync",
+    "PPOTrainerSync",
+    "RLHFDataset",
+    "RayClassWithInitArgs",
+    "RayResourcePool",
+    "RayWorkerGroup",
+    "ReplayBuffer",
+    "ResourcePoolManager",
+    "Role",
+    "RolloutReplica",
+    "SingleTurnAgentLoop",
+    "TaskRunnerV1",
+    "TensorMeta",
+    "TrainingWorker",
+    "TrainingWorkerConfig",
+    "agg_loss",
+    "build_attention_mask_from_nested",
+    "extract_multi_modal_inputs",
+    "get_device_id",
+    "get_device_name",
+    "get_torch_device",
+    "get_trainer_cls",
+    "initialize_global_process_group_ray",
+    "left_right_2_no_padding",
+    "make_nd_compute_dataproto_dispatch_fn",
+    "need_reference_policy",
+    "no_padding_2_padding",
+    "omega_conf_to_dataclass",
+    "ppo_loss",
+    "register_agent_loop",
+    "register_trainer",
+    "register_worker_method",
+    "run_ppo",
+    "tensordict_utils",
+]

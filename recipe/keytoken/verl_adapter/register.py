@@ -1,0 +1,62 @@
+"""Applies the shims; named in ``VERL_USE_EXTERNAL_MODULES``, so verl imports it in every process.
+
+verl's ``__init__`` imports the modules of that variable and lets their errors through (verl 0.9.1,
+__init__.py:49-52). Ray workers inherit the variable from the driver's environment when Ray is started
+by it, or from the runtime_env of a submitted job; vLLM's engine processes inherit the environment of
+their Ray actor and import verl through verl's worker extension. Only light modules are imported here:
+each shim file is loaded when the module it patches is.
+"""
+
+import importlib
+import os
+from types import ModuleType
+from typing import NamedTuple
+
+from keytoken.verl_adapter.shims.hooks import on_cpu, when_imported
+from keytoken.verl_adapter.shims.torch_extensions import install
+from keytoken.verl_adapter.versions import check_versions
+
+MODULE_NAME = "keytoken.verl_adapter.register"
+ENVIRONMENT_VARIABLE = "VERL_USE_EXTERNAL_MODULES"
+
+
+class Shim(NamedTuple):
+    """One workaround: when ``target`` has been imported, ``shims.<file>.apply(target)`` patches it."""
+
+    number: str
+    file: str
+    target: str
+    cpu_only: bool
+
+
+SHIMS = (
+    Shim("S1", "cpu_platform", "verl.plugin.platform.platform_manager", True),
+    Shim("S2", "gloo_backend", "verl.utils.distributed", True),
+    Shim("S3", "vllm_distribution", "importlib.metadata", True),
+    Shim("S4 S6 N9", "resident_engine", "verl.workers.engine.fsdp.transformer_impl", False),
+    Shim("S5", "vllm_prepack", "vllm._custom_ops", True),
+)
+
+
+def ensure_environment() -> None:
+    """Put this module into ``VERL_USE_EXTERNAL_MODULES`` of this process (and of those it starts).
+
+    Call it in the driver before Ray is started. Existing entries are kept.
+    """
+    modules = [name for name in os.environ.get(ENVIRONMENT_VARIABLE, "").split(",") if name]
+    if MODULE_NAME not in modules:
+        os.environ[ENVIRONMENT_VARIABLE] = ",".join([*modules, MODULE_NAME])
+
+
+def _arrange(shim: Shim) -> None:
+    def apply(target: ModuleType) -> None:
+        importlib.import_module(f"keytoken.verl_adapter.shims.{shim.file}").apply(target)
+
+    when_imported(shim.target, apply)
+
+
+check_versions()
+install()
+for _shim in SHIMS:
+    if on_cpu() or not _shim.cpu_only:
+        _arrange(_shim)
