@@ -35,6 +35,10 @@ SHIMS = (
     Shim("S3", "vllm_distribution", "importlib.metadata", True),
     Shim("S4 S6 N9", "resident_engine", "verl.workers.engine.fsdp.transformer_impl", False),
     Shim("S5", "vllm_prepack", "vllm._custom_ops", True),
+    Shim("N3", "cpu_snapshot", "verl.utils.fsdp_utils", True),
+    Shim("B1", "ragged_positions", "verl.utils.tensordict_utils", False),
+    Shim("B4", "vision_tokens", "verl.workers.rollout.utils", False),
+    Shim("B5 N5", "vision_free_batch", "verl.models.transformers.qwen2_vl", False),
 )
 
 

@@ -14,20 +14,14 @@ still raises); before torchcodec is imported, raises ImportError. Installed at t
 torchvision before anything of verl or KeyToken.
 """
 
-import importlib.machinery
 import importlib.util
 from pathlib import Path
 
 import torch
 
+from keytoken.data.torchvision_ops import declare_missing_operators
 from keytoken.verl_adapter.shims.hooks import before_import
 
-_SCHEMAS = (
-    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-)
-# A torch.library.Library takes its operators away when it is collected.
-_DECLARED: list[torch.library.Library] = []
 _INSTALLED: list[str] = []
 
 
@@ -36,19 +30,8 @@ def install() -> None:
     if _INSTALLED or torch.version.cuda is not None or torch.version.hip is not None:
         return
     _INSTALLED.extend(("torchvision", "torchcodec"))
-    before_import("torchvision", declare_torchvision_operators)
+    before_import("torchvision", declare_missing_operators)
     before_import("torchcodec", refuse_unloadable_torchcodec)
-
-
-def declare_torchvision_operators() -> None:
-    """Declare the operators that torchvision's Python code registers functions for, if they are absent."""
-    libraries = [_package_folder("torchvision") / f"_C{end}" for end in importlib.machinery.EXTENSION_SUFFIXES]
-    if _DECLARED or any(path.exists() and _loads(path) for path in libraries):
-        return
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for schema in _SCHEMAS:
-        library.define(schema)
-    _DECLARED.append(library)
 
 
 def refuse_unloadable_torchcodec() -> None:
