@@ -15,6 +15,8 @@ from verl.checkpoint_engine.base import (
     CheckpointEngineRegistry,
     CheckpointEngineWorker,
     TensorMeta,
+    merge_weight_chunks,
+    split_weight_chunks,
 )
 from verl.experimental.agent_loop.agent_loop import (
     AgentLoopBase,
@@ -36,17 +38,19 @@ from verl.single_controller.ray.base import (
 )
 from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
 from verl.trainer.ppo.core_algos import agg_loss
-from verl.trainer.ppo.utils import Role, need_reference_policy
+from verl.trainer.ppo.utils import Role, need_critic, need_reference_policy
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer, get_trainer_cls, register_trainer
 from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils
-from verl.utils.config import omega_conf_to_dataclass
+from verl.utils.config import omega_conf_to_dataclass, validate_config
 from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.utils.device import get_device_id, get_device_name, get_torch_device
 from verl.utils.distributed import initialize_global_process_group_ray
-from verl.utils.model import extract_multi_modal_inputs
+from verl.utils.import_utils import import_external_libs
+from verl.utils.metric import AggregationType, Metric
+from verl.utils.model import convert_weight_keys, extract_multi_modal_inputs
 from verl.workers.config import FSDPEngineConfig, HFModelConfig, TrainingWorkerConfig
 from verl.workers.engine.base import BaseEngine, EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
@@ -57,7 +61,12 @@ from verl.workers.utils.padding import (
     build_attention_mask_from_nested,
     left_right_2_no_padding,
     no_padding_2_padding,
+    response_to_nested,
 )
+
+from keytoken.verl_adapter.shims.jagged import jagged
+from keytoken.verl_adapter.shims.quiet_logger import quiet_separate_async_logger
+from keytoken.verl_adapter.shims.resident_engine import use_resident_engine
 
 __all__ = [
     "ActorRolloutRefWorker",
@@ -66,6 +75,7 @@ __all__ = [
     "AgentLoopMetrics",
     "AgentLoopOutput",
     "AgentLoopWorker",
+    "AggregationType",
     "BaseEngine",
     "CheckpointEngine",
     "CheckpointEngineManager",
@@ -78,6 +88,7 @@ __all__ = [
     "FSDPEngineConfig",
     "FSDPEngineWithLMHead",
     "HFModelConfig",
+    "Metric",
     "PPOTrainer",
     "PPOTrainerSeparateAsync",
     "PPOTrainerSync",
@@ -96,21 +107,31 @@ __all__ = [
     "TrainingWorkerConfig",
     "agg_loss",
     "build_attention_mask_from_nested",
+    "convert_weight_keys",
     "extract_multi_modal_inputs",
     "get_device_id",
     "get_device_name",
     "get_torch_device",
     "get_trainer_cls",
+    "import_external_libs",
     "initialize_global_process_group_ray",
+    "jagged",
     "left_right_2_no_padding",
     "make_nd_compute_dataproto_dispatch_fn",
+    "merge_weight_chunks",
+    "need_critic",
     "need_reference_policy",
     "no_padding_2_padding",
     "omega_conf_to_dataclass",
     "ppo_loss",
+    "quiet_separate_async_logger",
     "register_agent_loop",
     "register_trainer",
     "register_worker_method",
+    "response_to_nested",
     "run_ppo",
+    "split_weight_chunks",
     "tensordict_utils",
+    "use_resident_engine",
+    "validate_config",
 ]
