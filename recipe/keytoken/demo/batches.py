@@ -1,0 +1,122 @@
+"""Turns the world's questions into model inputs, with the same processor and positions as the trainer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from keytoken.data.positions import mrope_positions
+from keytoken.demo.render import CLIP_FPS, draw_clip
+from keytoken.demo.world import Question
+
+IGNORED = -100  # label of a position without loss, torch's convention
+
+
+@dataclass(frozen=True)
+class Example:
+    """One supervised example: what the user says, what the model should answer, and the clip.
+
+    Attributes:
+        prompt: User text without the clip's placeholder.
+        response: Answer text without the end token.
+        frames: uint8 frames [T, H, W, 3], or None for a text-only example.
+    """
+
+    prompt: str
+    response: str
+    frames: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded inputs of B examples; padding carries label ``IGNORED`` and needs no mask.
+
+    Attributes:
+        input_ids: [B, L].
+        position_ids: M-RoPE positions [3, B, L].
+        labels: Next tokens [B, L], ``IGNORED`` outside answers.
+        vision: ``pixel_values_videos`` and ``video_grid_thw``, or empty.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    labels: torch.Tensor
+    vision: dict[str, torch.Tensor]
+
+
+def clip_example(question: Question, rng: np.random.Generator, response: str | None = None) -> Example:
+    """The example of a question with its clip drawn (none for the text family)."""
+    frames = draw_clip(question.bodies, rng) if question.bodies else None
+    return Example(question.prompt, question.response if response is None else response, frames)
+
+
+class Encoder:
+    """Encodes examples with the demo's processor.
+
+    Args:
+        processor: The demo's ``Qwen2_5_VLProcessor``.
+        tokens_per_second: ``vision_config.tokens_per_second`` of the model.
+    """
+
+    def __init__(self, processor: Any, tokens_per_second: float) -> None:
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.tokens_per_second = tokens_per_second
+
+    def prompt_ids(self, example: Example, grid: Sequence[int] | None) -> list[int]:
+        """Token ids of the prompt, with one placeholder for each vision token."""
+        content: list[dict[str, str]] = [{"type": "text", "text": example.prompt}]
+        if grid is not None:
+            content.insert(0, {"type": "video"})
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        if grid is not None:
+            merged = int(np.prod(grid)) // self.processor.video_processor.merge_size**2
+            text = text.replace("<|video_pad|>", "<|video_pad|>" * merged)
+        ids: list[int] = self.tokenizer(text)["input_ids"]
+        return ids
+
+    def vision(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        """Pixel patches and grids of the examples that have clips; empty if none has."""
+        clips = [torch.from_numpy(e.frames).permute(0, 3, 1, 2) for e in examples if e.frames is not None]
+        if not clips:
+            return {}
+        pixels = self.processor.video_processor(videos=clips, do_sample_frames=False, return_tensors="pt")
+        return {name: pixels[name] for name in ("pixel_values_videos", "video_grid_thw")}
+
+    def positions(self, ids: list[int], grid: Sequence[int] | None) -> torch.Tensor:
+        """M-RoPE positions [3, L] of a prompt with an answer or without."""
+        video_processor = self.processor.video_processor
+        return mrope_positions(
+            ids,
+            image_token_id=self.processor.image_token_id,
+            video_token_id=self.processor.video_token_id,
+            video_grids=() if grid is None else ((grid[0], grid[1], grid[2]),),
+            seconds_per_grid=() if grid is None else (video_processor.temporal_patch_size / CLIP_FPS,),
+            tokens_per_second=self.tokens_per_second,
+            merge_size=video_processor.merge_size,
+        )
+
+    def batch(self, examples: Sequence[Example]) -> Batch:
+        """Encode examples with their answers for supervised training."""
+        vision = self.vision(examples)
+        grids = iter(vision["video_grid_thw"].tolist() if vision else ())
+        rows = []
+        for example in examples:
+            grid = next(grids) if example.frames is not None else None
+            prompt = self.prompt_ids(example, grid)
+            answer = [*self.tokenizer(example.response)["input_ids"], self.tokenizer.eos_token_id]
+            rows.append((prompt, answer, self.positions(prompt + answer, grid)))
+        length = max(len(prompt) + len(answer) for prompt, answer, _ in rows)
+        input_ids = torch.full((len(rows), length), self.tokenizer.pad_token_id)
+        labels = torch.full((len(rows), length), IGNORED)
+        position_ids = torch.zeros((3, len(rows), length), dtype=torch.long)
+        for index, (prompt, answer, positions) in enumerate(rows):
+            size = len(prompt) + len(answer)
+            input_ids[index, :size] = torch.tensor(prompt + answer)
+            labels[index, len(prompt) - 1 : size - 1] = torch.tensor(answer)
+            position_ids[:, index, :size] = positions
+        return Batch(input_ids, position_ids, labels, vision)

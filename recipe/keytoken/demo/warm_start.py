@@ -1,0 +1,158 @@
+"""Supervised warm start of the demo's model, in plain torch.
+
+This prepares a starting point; it is not a trainer of the project. Reinforcement learning needs a
+policy that already answers in the right format and is right about as often as not, with entropy left to
+lose. Three stages give one:
+
+1. *Text*: half the examples list options with their letters in random order, half answer a question
+   whose caption stands in the prompt. Without this stage the letter lookup never emerges.
+2. *Clips*: reference answers to questions about clips.
+3. *Relabelled*: clips again, but a share of the answers names a random option, consistently in caption
+   and letter. Greedy answers stay right, sampled ones become doubtful.
+
+Every schedule counts steps, never seconds, and each batch is a function of the seed and its step.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from keytoken.demo.batches import IGNORED, Batch, Encoder, Example, clip_example
+from keytoken.demo.world import FAMILIES, LETTERS, Question, make_question, response
+from keytoken.errors import NonFiniteError
+
+_STREAMS = {"text": 1, "clips": 2, "relabelled": 3}  # keeps the stages' random streams apart
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmStartConfig:
+    """Sizes and rates of the warm start.
+
+    Attributes:
+        text_steps: Steps of the text stage.
+        clip_steps: Steps of the clip stage.
+        relabel_steps: Steps of the relabelled stage.
+        relabel_share: Share of its answers that get a uniformly drawn option (one in four is right).
+        batch_size: Examples a step.
+        text_lr: Peak learning rate of the text stage.
+        clip_lr: Peak learning rate of the clip stage.
+        relabel_lr: Peak learning rate of the relabelled stage.
+        drill_share: Share of option listings in the text stage.
+    """
+
+    text_steps: int = 500
+    clip_steps: int = 900
+    relabel_steps: int = 120
+    relabel_share: float = 0.4
+    batch_size: int = 32
+    text_lr: float = 2e-3
+    clip_lr: float = 2e-3
+    relabel_lr: float = 1e-3
+    drill_share: float = 0.5
+
+
+def text_example(rng: np.random.Generator, drill_share: float) -> Example:
+    """An example without a clip: an option listing, or a question with its caption in the prompt."""
+    question = make_question(str(rng.choice(FAMILIES)), rng)
+    if rng.random() >= drill_share:
+        return Example(f"{question.caption} . {question.prompt}", question.response)
+    pairs = [f"{question.options[i]} {LETTERS[i]}" for i in rng.permutation(len(LETTERS))]
+    return Example(f"list {question.prompt}", " ".join(pairs))
+
+
+def relabelled(question: Question, rng: np.random.Generator) -> str:
+    """A well-formed answer that names a uniformly drawn option in its caption and its letter."""
+    index = int(rng.integers(len(LETTERS)))
+    option = question.options[index]
+    words = [option if word == question.answer else word for word in question.caption.split()]
+    return response(" ".join(words), option, LETTERS[index])
+
+
+def _clip_stage_example(rng: np.random.Generator, relabel_share: float) -> Example:
+    question = make_question(str(rng.choice(FAMILIES)), rng)
+    if rng.random() < relabel_share:
+        return clip_example(question, rng, relabelled(question, rng))
+    return clip_example(question, rng)
+
+
+def sequence_loss(model: Qwen2_5_VLForConditionalGeneration, batch: Batch) -> torch.Tensor:
+    """Mean cross-entropy over answer tokens in nats; logits are made for those positions only."""
+    hidden = model.model(
+        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **batch.vision
+    ).last_hidden_state
+    kept = batch.labels != IGNORED
+    return torch.nn.functional.cross_entropy(model.lm_head(hidden[kept]), batch.labels[kept])
+
+
+def _batches(
+    encoder: Encoder, draw: Callable[[np.random.Generator], Example], stage: str, steps: int, size: int, seed: int
+) -> Iterator[Batch]:
+    for step in range(steps):
+        rng = np.random.default_rng([seed, _STREAMS[stage], step])
+        yield encoder.batch([draw(rng) for _ in range(size)])
+
+
+def run_stage(
+    model: Qwen2_5_VLForConditionalGeneration, batches: Iterator[Batch], *, steps: int, lr: float, name: str
+) -> list[float]:
+    """Train on ``steps`` batches with AdamW and a linearly decaying rate.
+
+    Returns:
+        The loss of each step in nats a token.
+
+    Raises:
+        NonFiniteError: If a loss is not finite.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+    warm_up = min(20, steps)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warm_up, (steps - step) / steps)
+    )
+    losses: list[float] = []
+    model.train()
+    progress = tqdm(batches, total=steps, desc=f"warm start: {name}", unit="step", mininterval=1.0)
+    for step, batch in enumerate(progress):
+        loss = sequence_loss(model, batch)
+        losses.append(loss.item())
+        if not math.isfinite(losses[-1]):
+            raise NonFiniteError(f"warm start, stage {name}, step {step}: loss is {losses[-1]}; lower its lr")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        progress.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
+    return losses
+
+
+def warm_start(
+    model: Qwen2_5_VLForConditionalGeneration, encoder: Encoder, config: WarmStartConfig, seed: int
+) -> dict[str, list[float]]:
+    """Run the three stages in place.
+
+    Args:
+        model: The freshly initialised model.
+        encoder: Encoder of the model's processor.
+        config: Sizes and rates.
+        seed: Seed of all examples.
+
+    Returns:
+        Losses of each stage in nats a token.
+    """
+    share = config.relabel_share
+    stages: tuple[tuple[str, int, float, Callable[[np.random.Generator], Example]], ...] = (
+        ("text", config.text_steps, config.text_lr, lambda rng: text_example(rng, config.drill_share)),
+        ("clips", config.clip_steps, config.clip_lr, lambda rng: _clip_stage_example(rng, 0.0)),
+        ("relabelled", config.relabel_steps, config.relabel_lr, lambda rng: _clip_stage_example(rng, share)),
+    )
+    losses = {}
+    for name, steps, lr, draw in stages:
+        batches = _batches(encoder, draw, name, steps, config.batch_size, seed)
+        losses[name] = run_stage(model, batches, steps=steps, lr=lr, name=name)
+    model.eval()
+    return losses
