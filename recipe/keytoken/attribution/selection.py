@@ -17,8 +17,8 @@ from keytoken.attribution.scores import Score
 
 # Scores below this are mostly noise: a log-prob difference of 0.05 is a change of probability by 5 percent.
 NOTABLE_NATS = 0.05
-# torch.quantile refuses larger inputs (its float32 rank could not name every element).
-TORCH_QUANTILE_LIMIT = 16_000_000
+# torch.quantile refuses larger inputs: float32 ranks name every element only up to here.
+TORCH_QUANTILE_LIMIT = 2**24
 
 
 def quantile(values: torch.Tensor, q: float) -> torch.Tensor:

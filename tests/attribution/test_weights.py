@@ -1,0 +1,21 @@
+"""Weights are one on what is selected and zero in padding."""
+
+from __future__ import annotations
+
+import torch
+
+from keytoken.attribution.weights import hard_weights, keep_all
+
+MASK = torch.tensor([[True, True, False], [True, False, False]])
+
+
+def test_hard_weights_never_leave_the_mask() -> None:
+    selected = torch.tensor([[True, False, True], [True, False, False]])
+    assert hard_weights(selected, MASK).tolist() == [[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]
+
+
+def test_keep_all_is_the_mask() -> None:
+    kept = keep_all(MASK)
+    assert kept.weights.tolist() == [[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]]
+    assert torch.equal(kept.selected, MASK)
+    assert kept.metrics == {"attribution/selected_share": 1.0}

@@ -1,0 +1,67 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from keytoken.attribution.types import Signals
+from keytoken.verl_adapter.shims.torch_extensions import install
+
+install()  # verl and the video processors of transformers import torchvision
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_seed() -> None:
+    """Small tensors run fastest on one thread, and every test starts from the same random state."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of public reference data: KEYTOKEN_SHARED_DATA, or ``../shared/data`` beside the repository."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("KEYTOKEN_SHARED_DATA", beside))
+    if not folder.is_dir():
+        pytest.skip(f"reference data not found at {folder}; set KEYTOKEN_SHARED_DATA")
+    return folder
+
+
+@pytest.fixture
+def ragged_mask() -> Callable[[list[int], int], torch.Tensor]:
+    """Builds a [B, T] bool mask from answer lengths."""
+    return lambda lengths, width: torch.arange(width) < torch.tensor(lengths)[:, None]
+
+
+@pytest.fixture
+def ragged_signals(ragged_mask: Callable[[list[int], int], torch.Tensor]) -> Callable[..., Signals]:
+    """Builds random signals; padding holds NaN, which must reach no result."""
+
+    def build(
+        lengths: list[int], group: list[int], seed: int = 0, dtype: torch.dtype = torch.float32
+    ) -> Signals:
+        generator = torch.Generator().manual_seed(seed)
+        mask = ragged_mask(lengths, max(lengths) + 2)
+
+        def draw() -> torch.Tensor:
+            values = torch.randn(mask.shape, generator=generator, dtype=dtype)
+            return values.masked_fill(~mask, torch.nan)
+
+        logp = draw() - 2.0
+        return Signals(
+            logp=logp,
+            logp_masked=logp + 0.5 * draw(),
+            logp_shuffled=logp + 0.3 * draw(),
+            entropy=draw().abs(),
+            mask=mask,
+            group=torch.tensor(group),
+            has_visual=torch.ones(len(lengths), dtype=torch.bool),
+            has_temporal=torch.ones(len(lengths), dtype=torch.bool),
+        )
+
+    return build

@@ -1,0 +1,140 @@
+"""The typed configuration: what it accepts, and that each refusal names the key and the remedy."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from keytoken.errors import ConfigurationError
+from keytoken.schema import AttributionConfig, ExportConfig, KeyTokenConfig, LossConfig, SelectionConfig
+
+SELECTION = {
+    "score_sign": "signed",
+    "scope": "group",
+    "visual_ratio": 0.2,
+    "temporal_ratio": 0.2,
+    "entropy_ratio": 0.2,
+}
+LOSS = {
+    "normalizer": "selected",
+    "level": "response",
+    "mask_kl": True,
+    "kl_coef": 0.04,
+    "kl_clamp": "video_r1",
+    "clip_low": None,
+    "clip_high": None,
+}
+
+
+def block(**changes: Any) -> dict[str, Any]:
+    """A valid ``keytoken`` block; ``a__b=value`` replaces one value, ``a__b=KeyError`` removes it."""
+    config: dict[str, Any] = {
+        "method": {"name": "video_ktr", "selection": dict(SELECTION), "loss": dict(LOSS)},
+        "attribution": {},
+        "export": {},
+    }
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        node = config
+        for parent in parents:
+            node = node[parent]
+        if value is KeyError:
+            del node[last]
+        else:
+            node[last] = value
+    return config
+
+
+def test_a_valid_block_becomes_typed_values() -> None:
+    config = KeyTokenConfig.from_mapping(block(attribution__placement="actor", export__every_steps=3))
+    assert config.method.selection == SelectionConfig(**SELECTION)  # type: ignore[arg-type]
+    assert config.method.loss == LossConfig(**LOSS)  # type: ignore[arg-type]
+    assert config.attribution == AttributionConfig(placement="actor")
+    assert config.export == ExportConfig(every_steps=3)
+
+
+def test_omitted_blocks_take_their_defaults() -> None:
+    config = KeyTokenConfig.from_mapping({"method": block()["method"]})
+    assert config.attribution == AttributionConfig()
+    assert config.export == ExportConfig()
+
+
+def test_integers_pass_as_floats() -> None:
+    config = KeyTokenConfig.from_mapping(block(method__selection__visual_ratio=1))
+    assert config.method.selection is not None
+    assert isinstance(config.method.selection.visual_ratio, float)
+
+
+def test_values_are_frozen() -> None:
+    config = KeyTokenConfig.from_mapping(block())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.method.loss.kl_coef = 0.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("changes", "views"),
+    [
+        ({}, ("masked", "shuffled")),
+        ({"method__selection__temporal_ratio": 0.0}, ("masked",)),
+        ({"method__selection__visual_ratio": 0.0}, ("shuffled",)),
+        ({"method__selection__visual_ratio": 0.0, "method__selection__temporal_ratio": 0.0}, ()),
+        ({"method__selection": None}, ()),
+    ],
+)
+def test_views_follow_from_the_ratios(changes: dict[str, Any], views: tuple[str, ...]) -> None:
+    assert KeyTokenConfig.from_mapping(block(**changes)).method.views == views
+
+
+@pytest.mark.parametrize(
+    ("changes", "named", "remedy"),
+    [
+        ({"method__selection__visual_ratoi": 0.3}, "method.selection.visual_ratoi", "'visual_ratio'"),
+        ({"metod": {}}, "keytoken.metod", "'method'"),
+        ({"method__loss": KeyError}, "keytoken.method lacks the keys loss", "add them"),
+        ({"method__loss__level": KeyError}, "keytoken.method.loss lacks the keys level", "add them"),
+        ({"attribution": 3}, "keytoken.attribution is 3", "mapping"),
+        ({"method__selection__visual_ratio": "0.2"}, "keytoken.method.selection.visual_ratio", "a float"),
+        ({"method__selection__visual_ratio": True}, "keytoken.method.selection.visual_ratio", "a float"),
+        ({"method__selection__visual_ratio": None}, "keytoken.method.selection.visual_ratio", "a float"),
+        ({"method__loss__mask_kl": 1}, "keytoken.method.loss.mask_kl", "a bool"),
+        ({"attribution__micro_batch_size": 2.5}, "keytoken.attribution.micro_batch_size", "a int"),
+        ({"method__selection__visual_ratio": 1.2}, "visual_ratio is 1.2", "0 (off) to 1"),
+        ({"method__selection__entropy_ratio": float("nan")}, "entropy_ratio is nan", "0 (off) to 1"),
+        ({"method__selection__scope": "sequence"}, "scope is 'sequence'", "response, group, batch"),
+        ({"method__selection__score_sign": "abs"}, "score_sign is 'abs'", "signed, absolute"),
+        ({"method__selection__floor": -0.1}, "floor is -0.1", "null for no floor"),
+        ({"method__loss__kl_coef": -1.0}, "kl_coef is -1.0", "0 (off) or more"),
+        ({"method__loss__clip_low": 0.2}, "clip_low and clip_high", "both null"),
+        ({"method__loss__clip_low": 1.2, "method__loss__clip_high": 0.2}, "clip_low is 1.2", "at most 1"),
+        ({"method__loss__clip_low": 0.2, "method__loss__clip_high": 0.0}, "clip_high is 0.0", "above 0"),
+        ({"method__loss__dual_clip": 3.0}, "dual_clip needs clipping", "dual_clip=null"),
+        ({"method__loss__normalizer": "sum"}, "normalizer is 'sum'", "selected, all"),
+        ({"method__positions": "moved"}, "positions is 'moved'", "kept, compressed"),
+        ({"method__advantage_epsilon": 0.0}, "advantage_epsilon is 0.0", "1e-6"),
+        ({"attribution__placement": "gpu"}, "placement is 'gpu'", "pool, actor"),
+        ({"attribution__num_workers": 0}, "num_workers is 0", "1 or more"),
+        ({"attribution__sync_timeout_s": 0.0}, "sync_timeout_s is 0.0", "above 0"),
+        ({"attribution__pass_timeout_s": float("inf")}, "pass_timeout_s is inf", "finite"),
+        ({"export__every_steps": 0}, "every_steps is 0", "enabled=false"),
+    ],
+)
+def test_each_refusal_names_the_key_and_the_remedy(changes: dict[str, Any], named: str, remedy: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        KeyTokenConfig.from_mapping(block(**changes))
+    assert named in str(caught.value)
+    assert remedy in str(caught.value)
+
+
+def test_a_selection_without_any_signal_is_refused() -> None:
+    off = {f"method__selection__{name}_ratio": 0.0 for name in ("visual", "temporal", "entropy")}
+    with pytest.raises(ConfigurationError, match="selection=null"):
+        KeyTokenConfig.from_mapping(block(**off))
+
+
+def test_hydra_nodes_are_accepted() -> None:
+    omegaconf = pytest.importorskip("omegaconf")
+    assert KeyTokenConfig.from_mapping(omegaconf.OmegaConf.create(block())) == KeyTokenConfig.from_mapping(
+        block()
+    )
