@@ -21,5 +21,9 @@ setup(
     ],
     package_dir={package: f"{root}/{package}" for package, root in ROOTS.items()},
     package_data={"keytoken_configs": ["**/*.yaml"], "keytoken": ["py.typed"]},
-    entry_points={"console_scripts": ["keytoken = keytoken.cli:main"]},
+    entry_points={
+        "console_scripts": ["keytoken = keytoken.cli:main"],
+        # Called at the end of `import torch`; does nothing unless torch is a CPU build (see the module).
+        "torch.backends": ["keytoken = keytoken.verl_adapter.shims.torch_extensions:install"],
+    },
 )
