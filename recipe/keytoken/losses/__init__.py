@@ -1,0 +1,1 @@
+"""Losses, pure torch: group advantages and the token-weighted policy loss."""
