@@ -39,6 +39,8 @@ from verl.single_controller.ray.base import (
 from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
 from verl.trainer.ppo.core_algos import agg_loss
 from verl.trainer.ppo.utils import Role, need_critic, need_reference_policy
+from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ
+from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ as _AgentLoopWorkerActor
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer, get_trainer_cls, register_trainer
 from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
@@ -51,6 +53,7 @@ from verl.utils.distributed import initialize_global_process_group_ray
 from verl.utils.import_utils import import_external_libs
 from verl.utils.metric import AggregationType, Metric
 from verl.utils.model import convert_weight_keys, extract_multi_modal_inputs
+from verl.utils.profiler import simple_timer
 from verl.workers.config import FSDPEngineConfig, HFModelConfig, TrainingWorkerConfig
 from verl.workers.engine.base import BaseEngine, EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
@@ -68,13 +71,18 @@ from keytoken.verl_adapter.shims.jagged import jagged
 from keytoken.verl_adapter.shims.quiet_logger import quiet_separate_async_logger
 from keytoken.verl_adapter.shims.resident_engine import use_resident_engine
 
+# The class under the Ray actor class: Ray refuses to subclass the actor class itself.
+AgentLoopWorkerTQ: type = _AgentLoopWorkerActor.__ray_metadata__.modified_class
+
 __all__ = [
     "ActorRolloutRefWorker",
     "AgentLoopBase",
     "AgentLoopManager",
+    "AgentLoopManagerTQ",
     "AgentLoopMetrics",
     "AgentLoopOutput",
     "AgentLoopWorker",
+    "AgentLoopWorkerTQ",
     "AggregationType",
     "BaseEngine",
     "CheckpointEngine",
@@ -130,6 +138,7 @@ __all__ = [
     "register_worker_method",
     "response_to_nested",
     "run_ppo",
+    "simple_timer",
     "split_weight_chunks",
     "tensordict_utils",
     "use_resident_engine",

@@ -1,0 +1,287 @@
+"""Rollout of one answer: media in, seeded sampling, an answer without vision tokens out.
+
+Three classes on verl's seams (verl 0.9.1, experimental/agent_loop and trainer/ppo/v1/agent_loop_tq.py):
+
+- :class:`VideoAgentLoop` runs one trajectory. It prepares a prompt once for all answers of its group
+  (verl decodes the clip and runs the processor for every answer, three times each), sends the frames
+  *with* their metadata (vLLM drops the metadata of a (frames, metadata) pair for Qwen2.5-VL and assumes
+  24 frames a second), and gives every answer its own sampling seed.
+- :class:`VideoAgentLoopWorker` takes the trainer's pixels from that same processor run and computes
+  positions by vLLM's rule (:mod:`keytoken.data.positions`).
+- :class:`VideoAgentLoopManager` starts these workers; name it in
+  ``actor_rollout_ref.rollout.agent.agent_loop_manager_class``.
+
+A per-request seed needs ``rollout.enable_chunked_prefill=false`` on the CPU engine.
+"""
+
+import asyncio
+import hashlib
+import weakref
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import ray
+import torch
+from pydantic import PrivateAttr
+
+from keytoken.data.positions import mrope_positions
+from keytoken.errors import ConfigurationError
+from keytoken.verl_adapter.compat import (
+    AgentLoopManagerTQ,
+    AgentLoopMetrics,
+    AgentLoopOutput,
+    AgentLoopWorkerTQ,
+    SingleTurnAgentLoop,
+    register_agent_loop,
+    simple_timer,
+)
+from keytoken.verl_adapter.shims.vision_tokens import vision_token_ids
+
+AGENT_LOOP = "keytoken_single_turn"
+# Key in ``extra_fields``: vision tokens that the policy put into its answer, and that were cut off.
+ANSWER_VISION_TOKENS = "answer_vision_tokens"
+_SUPPORTED_PROCESSOR = "Qwen2_5_VLProcessor"
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedPrompt:
+    """A prompt as the rollout engine and the trainer take it, made once for a group of answers.
+
+    Attributes:
+        token_ids: Prompt ids, one placeholder for each vision token.
+        images: Images for the engine, or None.
+        videos: (frames, metadata) pairs for the engine, or None.
+        features: The processor's pixel tensors and grids for the trainer; empty for a text prompt.
+        processor_kwargs: What the engine passes on to its own processor.
+    """
+
+    token_ids: list[int]
+    images: list[Any] | None
+    videos: list[Any] | None
+    features: dict[str, torch.Tensor]
+    processor_kwargs: dict[str, Any]
+
+
+class VideoAgentLoopOutput(AgentLoopOutput):
+    """verl's output, with the prompt's processor features beside it (not among its stored fields)."""
+
+    _features: dict[str, torch.Tensor] = PrivateAttr(default_factory=dict)
+
+
+# Answers of one group run at the same time and hold the task; the last one to end lets it go.
+_PREPARING: "weakref.WeakValueDictionary[str, asyncio.Task[PreparedPrompt]]" = weakref.WeakValueDictionary()
+
+
+@register_agent_loop(AGENT_LOOP)
+class VideoAgentLoop(SingleTurnAgentLoop):
+    """One answer to one prompt."""
+
+    async def run(self, sampling_params: dict[str, Any], priority: int = 0, **kwargs: Any) -> AgentLoopOutput:
+        """Generate and package one answer; ``kwargs`` are the dataset's fields and verl's ids."""
+        prompt = await _once(str(kwargs["uid"]), self._prepare(list(kwargs["raw_prompt"])))
+        seed = answer_seed(
+            self.config.keytoken.seed,
+            int(kwargs["global_steps"]),
+            int(kwargs["index"]),
+            int(kwargs["session_id"]),
+            prompt.token_ids,
+        )
+        timing: dict[str, Any] = {}
+        with simple_timer("generate_sequences", timing):
+            output = await self.server_manager.generate(
+                request_id=uuid4().hex,
+                prompt_ids=prompt.token_ids,
+                sampling_params={**sampling_params, "seed": seed},
+                image_data=prompt.images,
+                video_data=prompt.videos,
+                mm_processor_kwargs=prompt.processor_kwargs,
+                priority=int(priority),
+            )
+        answer = list(output.token_ids)[: self.response_length]
+        forbidden = vision_token_ids(self.processor)
+        ids, mask = cut_at_vision_token(answer, forbidden, self.tokenizer.eos_token_id)
+        num_cut = sum(token in set(forbidden) for token in answer)
+        preempted = -1 if output.num_preempted is None else output.num_preempted
+        result = VideoAgentLoopOutput(
+            prompt_ids=prompt.token_ids,
+            response_ids=ids,
+            response_mask=mask,
+            response_logprobs=_log_probs_of(mask, output.log_probs),
+            num_turns=2,
+            metrics=AgentLoopMetrics(num_preempted=preempted, **timing),
+            extra_fields={
+                **output.extra_fields,
+                "turn_scores": [],
+                "tool_rewards": [],
+                ANSWER_VISION_TOKENS: num_cut,
+            },
+        )
+        result._features = prompt.features
+        return result
+
+    async def _prepare(self, messages: list[dict[str, Any]]) -> PreparedPrompt:
+        media = await self.process_multi_modal_info(messages)
+        images, videos = media.get("images"), media.get("videos")
+        self._assert_mm_supported(bool(media))
+        features: dict[str, Any] = {}
+        token_ids = await self.ct_build_initial_tokens(
+            messages, images=images, videos=videos, mm_inputs_out=features
+        )
+        for name in ("attention_mask", "mm_token_type_ids"):
+            features.pop(name, None)
+        processor_kwargs = dict(self.mm_processor_kwargs)
+        if videos:
+            require_one_resize(videos, features["video_grid_thw"], self.processor.video_processor)
+            metadata = [video_metadata for _, video_metadata in videos]
+            processor_kwargs |= {"video_metadata": metadata, "do_sample_frames": False}
+        if "image_grid_thw" in features:
+            # verl's flops counter reads the lengths of the images' patch sequences.
+            grids = features["image_grid_thw"]
+            features["images_seqlens"] = torch.repeat_interleave(grids[:, 1] * grids[:, 2], grids[:, 0])
+        return PreparedPrompt(token_ids, images, videos, features, processor_kwargs)
+
+
+class VideoAgentLoopWorker(AgentLoopWorkerTQ):
+    """verl's worker with the prompt's own features and vLLM's positions."""
+
+    def _compute_multi_modal_inputs(
+        self, output: AgentLoopOutput, input_ids: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        if isinstance(output, VideoAgentLoopOutput):
+            return dict(output._features)
+        return super()._compute_multi_modal_inputs(output, input_ids)
+
+    def _compute_position_ids(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        multi_modal_inputs: dict[str, Any],
+        mm_processor_kwargs: dict[str, Any] | None = None,
+    ) -> torch.Tensor:
+        if self.processor is None:
+            return super()._compute_position_ids(input_ids, attention_mask, multi_modal_inputs)
+        return position_ids(self.processor, input_ids, attention_mask, multi_modal_inputs)
+
+
+class VideoAgentLoopManager(AgentLoopManagerTQ):
+    """verl's manager, starting :class:`VideoAgentLoopWorker`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.agent_loop_workers_class = ray.remote(VideoAgentLoopWorker)
+
+
+def position_ids(
+    processor: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, features: dict[str, Any]
+) -> torch.Tensor:
+    """Position ids of one sequence for Qwen2.5-VL, by vLLM's rule.
+
+    Args:
+        processor: A Qwen2.5-VL processor with the model's configuration as ``config``, as verl binds it.
+        input_ids: [1, L], prompt and answer.
+        attention_mask: [1, L]; padding gets position 1, verl's convention.
+        features: The prompt's ``image_grid_thw``, ``video_grid_thw`` and ``second_per_grid_ts``.
+
+    Returns:
+        int64 [1, 4, L]: text row, then time, height and width.
+
+    Raises:
+        ConfigurationError: another model family, whose positions differ.
+    """
+    if type(processor).__name__ != _SUPPORTED_PROCESSOR:
+        raise ConfigurationError(
+            f"model with a {type(processor).__name__}: KeyToken computes positions for Qwen2.5-VL only; "
+            "set actor_rollout_ref.model.path to a Qwen2.5-VL model"
+        )
+    valid = attention_mask[0].bool()
+    positions = mrope_positions(
+        input_ids[0, valid].tolist(),
+        image_token_id=processor.image_token_id,
+        video_token_id=processor.video_token_id,
+        image_grids=_grids(features, "image_grid_thw"),
+        video_grids=_grids(features, "video_grid_thw"),
+        seconds_per_grid=[float(seconds) for seconds in features.get("second_per_grid_ts", ())],
+        tokens_per_second=processor.config.vision_config.tokens_per_second,
+        merge_size=processor.config.vision_config.spatial_merge_size,
+    )
+    result = torch.ones((1, 4, input_ids.shape[1]), dtype=torch.int64)
+    result[0, 0, valid] = torch.arange(int(valid.sum()))
+    result[0, 1:, valid] = positions
+    return result
+
+
+def answer_seed(run_seed: int, step: int, index: int, answer: int, prompt_ids: Sequence[int]) -> int:
+    """The sampling seed of one answer: the same in every run with the same seed, whatever the timing.
+
+    Args:
+        run_seed: Seed of the run.
+        step: Training step for which the prompt was drawn.
+        index: The prompt's number in the dataset.
+        answer: Number of the answer within its group.
+        prompt_ids: Prompt ids; keeps rows apart that share a number.
+
+    Returns:
+        A non-negative 63-bit integer.
+    """
+    text = f"{run_seed}|{step}|{index}|{answer}|{','.join(map(str, prompt_ids))}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def cut_at_vision_token(
+    answer: Sequence[int], forbidden: Sequence[int], end_token_id: int
+) -> tuple[list[int], list[int]]:
+    """Cut an answer before its first vision token, which no later pass could place.
+
+    The cut is marked by an end token that the loss does not see, so an answer is never empty.
+
+    Example: with forbidden token 9 and end token 2, ``[5, 6, 9, 7]`` becomes ids ``[5, 6, 2]`` with
+    loss mask ``[1, 1, 0]``.
+
+    Returns:
+        Token ids and loss mask of equal length.
+    """
+    banned = set(forbidden)
+    for position, token in enumerate(answer):
+        if token in banned:
+            return [*answer[:position], end_token_id], [1] * position + [0]
+    return list(answer), [1] * len(answer)
+
+
+def require_one_resize(videos: Sequence[Any], grids: torch.Tensor, video_processor: Any) -> None:
+    """Check that the processor left the contract's frames at their size.
+
+    Raises:
+        ConfigurationError: names both sizes and the processor's bounds.
+    """
+    for (frames, _), grid in zip(videos, grids.tolist(), strict=True):
+        size = (grid[1] * video_processor.patch_size, grid[2] * video_processor.patch_size)
+        if size != tuple(frames.shape[-2:]):
+            raise ConfigurationError(
+                f"frames of {tuple(frames.shape[-2:])} pixels were resized to {size} by the processor, whose "
+                f"bounds are {dict(video_processor.size)}; choose min_pixels and max_pixels of the "
+                "sampling contract within them"
+            )
+
+
+async def _once(key: str, work: Coroutine[Any, Any, PreparedPrompt]) -> PreparedPrompt:
+    """Await one shared task for all callers of the same key that overlap in time."""
+    task = _PREPARING.get(key)
+    if task is None:
+        task = asyncio.ensure_future(work)
+        _PREPARING[key] = task
+    else:
+        work.close()
+    return await asyncio.shield(task)
+
+
+def _grids(features: dict[str, Any], name: str) -> list[tuple[int, int, int]]:
+    return [(int(t), int(h), int(w)) for t, h, w in features.get(name, ())]
+
+
+def _log_probs_of(mask: Sequence[int], log_probs: Sequence[float] | None) -> list[float] | None:
+    """The engine's log-probs of the kept tokens, 0 for a mark that was not sampled."""
+    if not log_probs:
+        return None
+    return [log_prob if kept else 0.0 for log_prob, kept in zip(log_probs, mask, strict=False)]

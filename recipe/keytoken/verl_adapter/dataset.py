@@ -1,0 +1,195 @@
+"""verl's RL dataset, reading clips through KeyToken's sampling contract.
+
+The seam is ``_process_multi_modal_info``: verl calls it in the agent loop, and everything downstream
+(the request to vLLM, the processor that makes the trainer's pixels) takes the frames and metadata it
+returns. verl's own goes through qwen_vl_utils, which re-reads its settings from every row.
+
+Rows that cannot be used are set aside when the dataset is opened, not in the middle of a run: a clip or
+image that cannot be read, a prompt longer than the limit. Each is listed with its reason in
+``data.quarantine_file``; none is replaced.
+
+Own keys of the ``data`` block: ``sampling_contract`` (fields of :class:`SamplingContract`; the patch
+size comes from the processor) and ``quarantine_file``.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+
+from keytoken.data.clips import read_clip
+from keytoken.data.contract import SamplingContract
+from keytoken.data.quarantine import Quarantined, scan_rows
+from keytoken.errors import ConfigurationError, DataError
+from keytoken.verl_adapter.compat import RLHFDataset
+
+logger = logging.getLogger(__name__)
+
+Video = tuple[torch.Tensor, dict[str, Any]]  # uint8 frames [T, C, H, W] and their metadata
+
+
+class VideoDataset(RLHFDataset):
+    """Rows of verl's schema (``prompt``, ``videos``, ``images``, ``extra_info``, ...) with usable media.
+
+    Attributes:
+        quarantined: The rows set aside, in the order of the data files.
+    """
+
+    quarantined: list[Quarantined]
+
+    def maybe_filter_out_long_prompts(self, dataframe: datasets.Dataset) -> datasets.Dataset:
+        """Set aside unreadable and overlong rows; verl calls this once after reading the files.
+
+        Raises:
+            DataError: no row is left.
+        """
+        contract = sampling_contract(self.config, self.image_patch_size)
+        readable, self.quarantined = scan_rows(dataframe, contract, video_key=self.video_key)
+        kept = []
+        for number in readable:
+            reason = self._reason_against(dataframe[number], contract)
+            if reason is None:
+                kept.append(number)
+            else:
+                self.quarantined.append(Quarantined(number, str(self.data_files), reason))
+        self._report(len(dataframe))
+        if not kept:
+            raise DataError(
+                f"{list(self.data_files)}: none of {len(dataframe)} rows can be used; "
+                f"reasons are in {self.config.get('quarantine_file')}"
+            )
+        return dataframe.select(kept)
+
+    @classmethod
+    def _process_multi_modal_info(
+        cls, messages: list[dict[str, Any]], image_patch_size: int, config: DictConfig
+    ) -> tuple[list[Image.Image] | None, list[Video] | None, None]:
+        """Read the media of a conversation.
+
+        Returns:
+            Images, videos as (frames, metadata), and no audio; None where there are none.
+
+        Raises:
+            ClipError: a clip that was readable when the dataset was opened no longer is.
+        """
+        contract = sampling_contract(config, image_patch_size)
+        images = [_load_image(item, contract) for item in _media_items(messages, "image")]
+        clips = [read_clip(_clip_path(item), contract) for item in _media_items(messages, "video")]
+        return images or None, [(clip.frames, clip.metadata()) for clip in clips] or None, None
+
+    @classmethod
+    async def process_vision_info(
+        cls, messages: list[dict[str, Any]], image_patch_size: int, config: DictConfig
+    ) -> tuple[list[Image.Image] | None, list[Video] | None]:
+        """The same for callers of verl's older entry point."""
+        images, videos, _ = await cls.process_multi_modal_info(messages, image_patch_size, config)
+        return images, videos
+
+    def _reason_against(self, row: dict[str, Any], contract: SamplingContract) -> str | None:
+        """Why a row with readable clips cannot be used all the same, or None."""
+        messages = self._build_messages(row, key=self.prompt_key)
+        _require_contract(messages, contract)
+        try:
+            length = self._prompt_length(messages, contract)
+        except (OSError, DataError) as error:
+            return f"{type(error).__name__}: {error}"
+        if length > self.max_prompt_length:
+            return (
+                f"the prompt has {length} tokens, data.max_prompt_length is {self.max_prompt_length}; "
+                "raise it, or lower max_frames or max_pixels of the sampling contract"
+            )
+        return None
+
+    def _prompt_length(self, messages: list[dict[str, Any]], contract: SamplingContract) -> int:
+        """Tokens of a prompt with its placeholders expanded, without running the processor on pixels."""
+        renderer = self.tokenizer if self.processor is None else self.processor
+        kwargs = {**self.apply_chat_template_kwargs, "tokenize": False, "add_generation_prompt": True}
+        text = renderer.apply_chat_template(messages, **kwargs)
+        length = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        tile = contract.patch_size * contract.merge_size
+        for item in _media_items(messages, "image"):
+            width, height = _load_image(item, contract).size
+            length += (height // tile) * (width // tile) - 1
+        for item in _media_items(messages, "video"):
+            frames, _, height, width = read_clip(_clip_path(item), contract).frames.shape
+            length += frames // contract.temporal_patch_size * (height // tile) * (width // tile) - 1
+        return length
+
+    def _report(self, num_rows: int) -> None:
+        """Log how many rows were set aside and write the list, replacing an earlier one of these files."""
+        dataset = ",".join(str(name) for name in self.original_data_files)
+        if self.quarantined:
+            logger.warning("%d of %d rows of %s set aside", len(self.quarantined), num_rows, dataset)
+        target = self.config.get("quarantine_file")
+        if target is None:
+            return
+        lines = [json.dumps({"dataset": dataset, **asdict(row)}) for row in self.quarantined]
+        path = Path(os.path.expanduser(target))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            earlier = path.read_text().splitlines()
+            lines = [line for line in earlier if json.loads(line)["dataset"] != dataset] + lines
+        path.write_text("".join(line + "\n" for line in lines))
+
+
+def sampling_contract(config: Mapping[str, Any], image_patch_size: int) -> SamplingContract:
+    """The run's sampling contract, from the ``data`` block.
+
+    Raises:
+        ConfigurationError: the block has no ``sampling_contract`` or one with unknown fields.
+    """
+    fields = config.get("sampling_contract")
+    if fields is None:
+        raise ConfigurationError(
+            "data.sampling_contract is not set; point it at the run's sampling settings, "
+            "such as data.sampling_contract=${keytoken.sampling}"
+        )
+    try:
+        return SamplingContract(**{"patch_size": image_patch_size, **fields})
+    except TypeError as error:
+        raise ConfigurationError(
+            f"data.sampling_contract: {error}; use the fields of SamplingContract"
+        ) from error
+
+
+def _media_items(messages: list[dict[str, Any]], kind: str) -> Iterator[dict[str, Any]]:
+    for message in messages:
+        if isinstance(message["content"], list):
+            yield from (item for item in message["content"] if item.get("type") == kind)
+
+
+def _clip_path(item: Mapping[str, Any]) -> str:
+    path = item["video"]
+    if not isinstance(path, str):
+        raise DataError(f"a video given as {type(path).__name__} is not supported; give the path of a file")
+    return path.removeprefix("file://")
+
+
+def _load_image(item: Mapping[str, Any], contract: SamplingContract) -> Image.Image:
+    from qwen_vl_utils import fetch_image
+
+    return fetch_image(dict(item), image_patch_size=contract.patch_size)
+
+
+def _require_contract(messages: list[dict[str, Any]], contract: SamplingContract) -> None:
+    """Refuse rows that carry sampling settings of their own which contradict the run's.
+
+    Raises:
+        ConfigurationError: names the clip, the setting and both values.
+    """
+    for item in _media_items(messages, "video"):
+        for name, wanted in asdict(contract).items():
+            given = item.get(name)
+            if given is not None and given != wanted:
+                raise ConfigurationError(
+                    f"clip {item['video']}: its row says {name}={given}, the run's sampling contract "
+                    f"{name}={wanted}; write the rows again or change the contract"
+                )
