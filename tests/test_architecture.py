@@ -30,7 +30,7 @@ PURE_MAY_IMPORT = {"torch", "numpy", "keytoken"} | sys.stdlib_module_names
 REWARDS_MAY_IMPORT = {"rouge_score", "jiwer", "rapidfuzz"}  # text distances
 ONLY_THE_ADAPTER_IMPORTS = {"verl", "ray", "vllm", "transfer_queue"}
 ADAPTER = {"verl_adapter", "workers"}
-# The one door to what is not public in verl; it imports nothing of ours but errors.
+# The one door to what is not public in verl; workers sit below the adapter and go through it as well.
 OPEN_TO_WORKERS = "keytoken.verl_adapter.compat"
 
 

@@ -190,8 +190,9 @@ class AttributionConfig(_Block):
         num_workers: World size of the attribution group. Used by ``pool`` only.
         micro_batch_size: Responses of one forward pass on one worker.
         shuffle_seed: Seed of the frame permutations, one for each prompt.
-        check_base: Score the real view in the attribution group as well and compare it with the actor's
-            old log-probs.
+        check_base: Score the real view in the attribution group as well, take it as the real side of every
+            difference and compare it with the actor's old log-probs. When false the actor's log-probs are
+            the real side, which is exact in float32 only.
         base_tolerance: Largest allowed difference of that comparison, in nats.
         sync_timeout_s: Limit of one weight broadcast; verl itself would wait for ever.
         pass_timeout_s: Limit of one attribution pass over a batch.
@@ -246,11 +247,22 @@ class KeyTokenConfig(_Block):
     Example:
         ``KeyTokenConfig.from_mapping({"method": {"name": "grpo", "selection": None, "loss": {...}}})``
         uses the defaults of ``attribution`` and ``export``.
+
+    Attributes:
+        method: How tokens are chosen and weighed.
+        attribution: Where and how the counterfactual passes run.
+        export: The per-token export.
+        run_dir: Folder that holds all that the run leaves behind.
+        seed: Seeds the order of the data and, with prompt and answer number, every answer's sampling.
+        sampling: Keys of :class:`keytoken.data.contract.SamplingContract`, which checks them.
     """
 
     method: MethodConfig
     attribution: AttributionConfig = dataclasses.field(default_factory=AttributionConfig)
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
+    run_dir: str = "outputs/run"
+    seed: int = 1
+    sampling: dict = dataclasses.field(default_factory=dict)
 
 
 def unknown_name(what: str, given: str, known: Iterable[str], plural: str) -> str:
@@ -289,5 +301,5 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         got = type(value).__name__
-        raise ConfigurationError(f"{where} is {value!r} ({got}); it must be a {hint.__name__}.")
+        raise ConfigurationError(f"{where} is {value!r} ({got}); give it a value of type {hint.__name__}.")
     return value
