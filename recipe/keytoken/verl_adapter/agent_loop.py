@@ -27,7 +27,7 @@ import torch
 from pydantic import PrivateAttr
 
 from keytoken.data.positions import mrope_positions
-from keytoken.errors import ConfigurationError
+from keytoken.errors import ClusterError, ConfigurationError, KeyTokenError
 from keytoken.verl_adapter.compat import (
     AgentLoopManagerTQ,
     AgentLoopMetrics,
@@ -42,6 +42,7 @@ from keytoken.verl_adapter.shims.vision_tokens import vision_token_ids
 AGENT_LOOP = "keytoken_single_turn"
 # Key in ``extra_fields``: vision tokens that the policy put into its answer, and that were cut off.
 ANSWER_VISION_TOKENS = "answer_vision_tokens"
+MAX_FAILED_PROMPTS = 3
 _SUPPORTED_PROCESSOR = "Qwen2_5_VLProcessor"
 
 
@@ -144,7 +145,29 @@ class VideoAgentLoop(SingleTurnAgentLoop):
 
 
 class VideoAgentLoopWorker(AgentLoopWorkerTQ):
-    """verl's worker with the prompt's own features and vLLM's positions."""
+    """verl's worker with the prompt's own features and vLLM's positions.
+
+    It also ends a run that cannot go on: verl's asynchronous modes replace a failed prompt by the next
+    one, for ever if every prompt fails (verl 0.9.1, trainer/ppo/v1/replay_buffer.py:94-107).
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._failures = FailureWatch()
+
+    async def generate_sequences(self, batch: Any) -> None:
+        """Start the answers of a batch, unless earlier ones have shown that none can succeed."""
+        self._failures.raise_if_hopeless()
+        await super().generate_sequences(batch)
+
+    async def _run_agent_loop(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            result = await super()._run_agent_loop(*args, **kwargs)
+        except Exception as error:
+            self._failures.failed(str(kwargs["uid"]), error)
+            raise
+        self._failures.succeeded()
+        return result
 
     def _compute_multi_modal_inputs(
         self, output: AgentLoopOutput, input_ids: torch.Tensor
@@ -163,6 +186,39 @@ class VideoAgentLoopWorker(AgentLoopWorkerTQ):
         if self.processor is None:
             return super()._compute_position_ids(input_ids, attention_mask, multi_modal_inputs)
         return position_ids(self.processor, input_ids, attention_mask, multi_modal_inputs)
+
+
+class FailureWatch:
+    """Decides when failed prompts mean that the run cannot go on.
+
+    One of KeyToken's own errors is enough: a wrong setting or a lost clip does not heal. Other errors
+    may be passing ones until :data:`MAX_FAILED_PROMPTS` prompts in a row have failed.
+    """
+
+    def __init__(self) -> None:
+        self._prompts: set[str] = set()
+        self._final: KeyTokenError | None = None
+
+    def failed(self, prompt: str, error: Exception) -> None:
+        """Note that an answer to a prompt failed."""
+        self._prompts.add(prompt)
+        if isinstance(error, KeyTokenError):
+            self._final = error
+        elif len(self._prompts) >= MAX_FAILED_PROMPTS:
+            self._final = ClusterError(
+                f"rollout: {len(self._prompts)} prompts in a row failed, the last with "
+                f"{type(error).__name__}: {error}; see the log of the vLLM server, then resubmit: "
+                "trainer.resume_mode=auto continues from the last checkpoint"
+            )
+
+    def succeeded(self) -> None:
+        """Note that an answer came back."""
+        self._prompts.clear()
+
+    def raise_if_hopeless(self) -> None:
+        """Raise what ends the run, if anything does."""
+        if self._final is not None:
+            raise self._final
 
 
 class VideoAgentLoopManager(AgentLoopManagerTQ):

@@ -132,7 +132,7 @@ class PlatformCPU(PlatformBase):
         return None
 
 
-def apply(manager: ModuleType) -> None:
+def apply(manager: Any) -> None:
     """Register the platform and make it the current one, whatever was detected before."""
     manager.PlatformRegistry.register(platform="cpu")(PlatformCPU)
     manager.set_platform(PlatformCPU())

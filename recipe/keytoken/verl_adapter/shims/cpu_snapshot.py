@@ -9,13 +9,12 @@ Does: copies what shares storage with a parameter.
 """
 
 import functools
-from types import ModuleType
 from typing import Any
 
 import torch
 
 
-def apply(fsdp_utils: ModuleType) -> None:
+def apply(fsdp_utils: Any) -> None:
     """Make ``fsdp2_sharded_save_to_cpu`` return tensors of its own."""
     original = fsdp_utils.fsdp2_sharded_save_to_cpu
 

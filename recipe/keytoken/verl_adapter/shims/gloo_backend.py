@@ -7,11 +7,10 @@ Does: passes the backend "cpu:gloo" to the Ray entry point, the only one the V1 
 """
 
 import functools
-from types import ModuleType
 from typing import Any
 
 
-def apply(distributed: ModuleType) -> None:
+def apply(distributed: Any) -> None:
     """Give ``initialize_global_process_group_ray`` a default backend that exists once."""
     original = distributed.initialize_global_process_group_ray
 

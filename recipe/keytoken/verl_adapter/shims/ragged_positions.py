@@ -9,12 +9,12 @@ Does: rebuilds such a tensor with axis 2 ragged; leaves every other to verl.
 """
 
 import functools
-from types import ModuleType
+from typing import Any
 
 from tensordict import TensorDict
 
 
-def apply(utils: ModuleType) -> None:
+def apply(utils: Any) -> None:
     """Repair ``maybe_fix_3d_position_ids``."""
     original = utils.maybe_fix_3d_position_ids
 

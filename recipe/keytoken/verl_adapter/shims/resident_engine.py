@@ -15,7 +15,6 @@ import dataclasses
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 
 from verl.workers.engine.base import EngineRegistry
@@ -58,7 +57,7 @@ def use_resident_engine() -> Iterator[None]:
             os.environ[_VENDOR_VARIABLE] = before
 
 
-def apply(_: ModuleType) -> None:
+def apply(_: Any) -> None:
     """Register the engine."""
     register = EngineRegistry.register
     register(model_type="language_model", backend="fsdp2", device="cpu")(ResidentFSDPEngine)

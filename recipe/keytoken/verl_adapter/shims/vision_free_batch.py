@@ -9,7 +9,6 @@ Does: the same, with the tensor taken out of the output object.
 """
 
 import functools
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ import torch
 _DUMMY_PATCHES = 16  # one image of 4 x 4 patches, the least that merges into whole tokens
 
 
-def apply(qwen2_vl: ModuleType) -> None:
+def apply(qwen2_vl: Any) -> None:
     """Repair ``_get_input_embeds`` for batches without pixels."""
     original = qwen2_vl._get_input_embeds
     unpack_visual_output = qwen2_vl.unpack_visual_output

@@ -12,7 +12,6 @@ all the same is cut off and counted in :mod:`keytoken.verl_adapter.agent_loop`.
 """
 
 import functools
-from types import ModuleType
 from typing import Any
 
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
@@ -27,7 +26,7 @@ def vision_token_ids(processor: Any) -> list[int]:
     return [vocabulary[token] for token in VISION_TOKENS if token in vocabulary]
 
 
-def apply(rollout_utils: ModuleType) -> None:
+def apply(rollout_utils: Any) -> None:
     """Extend ``get_vision_placeholder_token_ids``."""
     original = rollout_utils.get_vision_placeholder_token_ids
 

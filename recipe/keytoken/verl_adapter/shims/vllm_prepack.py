@@ -9,9 +9,9 @@ takes its plain ``torch.nn.functional.linear`` path. verl's worker extension imp
 this shim, in every vLLM worker before the model is loaded.
 """
 
-from types import ModuleType
+from typing import Any
 
 
-def apply(custom_ops: ModuleType) -> None:
+def apply(custom_ops: Any) -> None:
     """Switch the oneDNN prepack off."""
-    custom_ops._supports_onednn = False  # type: ignore[attr-defined]
+    custom_ops._supports_onednn = False
