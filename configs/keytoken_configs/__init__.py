@@ -1,0 +1,1 @@
+"""Hydra configuration of KeyToken: ``train.yaml`` and its groups."""

@@ -1,0 +1,1 @@
+"""What runs inside the worker processes: the attribution passes and the workers that own them."""

@@ -1,0 +1,57 @@
+"""The command line: ``keytoken <command> ...``.
+
+Heavy modules are imported by the command that needs them, so that ``--help`` and the checks are quick.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from keytoken.errors import KeyTokenError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code. A user's error is one message, not a traceback."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except KeyTokenError as problem:
+        print(f"keytoken: {problem}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="keytoken", description="Token-attribution reinforcement learning for video and vision LLMs."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    train = commands.add_parser(
+        "train",
+        help="run a training job",
+        description="Run a training job. Overrides are hydra's: experiment=demo_cpu method=grpo "
+        "trainer.total_training_steps=5; every key of verl and of the keytoken block can be set.",
+    )
+    train.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    train.set_defaults(run=_train)
+    golden = commands.add_parser("golden", help="compare method=video_ktr_official with published outputs")
+    golden.add_argument("file", help="a JSON file of golden cases")
+    golden.set_defaults(run=_golden)
+    return parser
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from keytoken.main import train
+
+    run_dir = train(arguments.overrides)
+    print(f"Finished. Everything the run left behind lies in {run_dir}")
+    return 0
+
+
+def _golden(arguments: argparse.Namespace) -> int:
+    from keytoken.golden import main as golden
+
+    return golden([arguments.file])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

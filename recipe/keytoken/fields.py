@@ -1,0 +1,44 @@
+"""Every tensor KeyToken adds to a batch: its name, shape, unit, writer and reader.
+
+Shapes: ``B`` answers in the batch, ``T`` tokens of an answer (ragged; padded to the longest where needed).
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One named tensor that crosses a process boundary."""
+
+    name: str
+    shape: str
+    unit: str
+    written_by: str
+    read_by: str
+
+
+REAL_LOG_PROB = "attribution_log_prob_real"
+MASKED_LOG_PROB = "attribution_log_prob_masked"
+SHUFFLED_LOG_PROB = "attribution_log_prob_shuffled"
+HAS_VISUAL = "attribution_has_visual"
+HAS_TEMPORAL = "attribution_has_temporal"
+VERSION = "attribution_version"
+PASS_SECONDS = "attribution_seconds"
+TOKEN_WEIGHT = "token_weight"
+LOSS_TOTALS = "loss_totals"
+
+_PASSES, _TRAINER, _LOSS = "attribution passes", "trainer", "policy loss"
+
+FIELDS = (
+    Field(REAL_LOG_PROB, "[B, T]", "nats", _PASSES, _TRAINER),
+    Field(MASKED_LOG_PROB, "[B, T]", "nats, equal to real without vision", _PASSES, _TRAINER),
+    Field(SHUFFLED_LOG_PROB, "[B, T]", "nats, equal to real without frames", _PASSES, _TRAINER),
+    Field(HAS_VISUAL, "[B]", "0 or 1: the prompt holds an image or a video", _PASSES, _TRAINER),
+    Field(HAS_TEMPORAL, "[B]", "0 or 1: the prompt holds a video of two or more frames", _PASSES, _TRAINER),
+    Field(VERSION, "[B]", "global step of the weights that scored", _PASSES, _TRAINER),
+    Field(PASS_SECONDS, "[B]", "seconds of the rank that scored the row", _PASSES, _TRAINER),
+    Field(TOKEN_WEIGHT, "[B, T]", "dimensionless", _TRAINER, "policy loss, export"),
+    Field(LOSS_TOTALS, "[B, 3]", "responses, tokens, selected tokens of the mini-batch", _TRAINER, _LOSS),
+)
+
+PASS_OUTPUTS = (REAL_LOG_PROB, MASKED_LOG_PROB, SHUFFLED_LOG_PROB, HAS_VISUAL, HAS_TEMPORAL, VERSION, PASS_SECONDS)

@@ -1,0 +1,108 @@
+"""Between TransferQueue and the pure core: read the signals of a batch, write its token weights."""
+
+from typing import Any
+
+import numpy as np
+import torch
+import transfer_queue as tq
+from tensordict import TensorDict
+from torch import Tensor
+from transfer_queue import KVBatchMeta
+
+from keytoken import fields
+from keytoken.attribution.types import Signals
+from keytoken.errors import ConfigurationError
+from keytoken.losses.policy import loss_totals
+from keytoken.verl_adapter.compat import response_to_nested
+
+# What the attribution passes read; everything else stays in storage.
+PASS_INPUTS = ("input_ids", "position_ids", "responses", "multi_modal_inputs", "uid")
+
+
+def pass_request(batch: KVBatchMeta, global_step: int) -> KVBatchMeta:
+    """The batch as the attribution passes ask for it."""
+    return KVBatchMeta(
+        partition_id=batch.partition_id,
+        keys=list(batch.keys),
+        tags=batch.tags,
+        fields=list(PASS_INPUTS),
+        extra_info={"global_step": global_step},
+    )
+
+
+def read(batch: KVBatchMeta, names: list[str]) -> TensorDict:
+    """Fetch fields of a batch."""
+    return tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=names)
+
+
+def read_signals(batch: KVBatchMeta, outputs: tuple[str, ...]) -> tuple[Signals, TensorDict]:
+    """The signals of a batch, padded, and the ragged tensors they came from.
+
+    Args:
+        batch: the batch, after the old-log-prob pass and the attribution passes.
+        outputs: the pass outputs that were written; empty for a method without views.
+    """
+    data = read(batch, ["uid", "response_mask", "old_log_probs", "entropy", *outputs])
+    padded = {
+        name: data[name].to_padded_tensor(0.0) if data[name].is_nested else data[name]
+        for name in ("response_mask", "old_log_probs", "entropy", *outputs)
+    }
+    groups = np.unique(np.array([str(uid) for uid in data["uid"]]), return_inverse=True)[1]
+    size = len(batch)
+    real = padded.get(fields.REAL_LOG_PROB, padded["old_log_probs"])
+    signals = Signals(
+        logp=real,
+        logp_masked=padded.get(fields.MASKED_LOG_PROB),
+        logp_shuffled=padded.get(fields.SHUFFLED_LOG_PROB),
+        entropy=padded["entropy"],
+        mask=padded["response_mask"].bool(),
+        group=torch.from_numpy(groups),
+        has_visual=padded.get(fields.HAS_VISUAL, torch.zeros(size)).bool(),
+        has_temporal=padded.get(fields.HAS_TEMPORAL, torch.zeros(size)).bool(),
+    )
+    return signals, data
+
+
+def write_weights(batch: KVBatchMeta, weights: Tensor, mask: Tensor, response_mask: Tensor) -> KVBatchMeta:
+    """Write token weights and the counts that the loss divides by; returns the batch that holds them."""
+    totals = loss_totals(weights, mask)
+    counts = torch.tensor([totals.num_responses, totals.num_tokens, totals.num_selected])
+    output = {
+        fields.TOKEN_WEIGHT: response_to_nested(weights, response_mask),
+        fields.LOSS_TOTALS: counts.expand(len(batch), 3).contiguous(),
+    }
+    return tq.kv_batch_put(
+        keys=batch.keys, partition_id=batch.partition_id, fields=TensorDict(output, batch_size=len(batch))
+    )
+
+
+def base_gap(signals: Signals, data: TensorDict) -> float:
+    """Largest difference between the real log-probs of the attribution group and the actor's, in nats."""
+    actor = data["old_log_probs"].to_padded_tensor(0.0)
+    gap = (signals.logp - actor).abs().masked_fill(~signals.mask, 0.0)
+    return float(gap.max()) if gap.numel() else 0.0
+
+
+def require_version(data: TensorDict, global_step: int) -> None:
+    """Refuse scores of weights that are not the ones the actor trained last.
+
+    Raises:
+        ConfigurationError: some row was scored with other weights.
+    """
+    versions = {int(version) for version in data[fields.VERSION]}
+    if versions != {global_step - 1}:
+        raise ConfigurationError(
+            f"The attribution group scored step {global_step} with the weights of step(s) {sorted(versions)}, "
+            f"not of step {global_step - 1}: a weight sync was missed. Restart the run; "
+            "trainer.resume_mode=auto continues from the last checkpoint."
+        )
+
+
+def canonical_order(batch: KVBatchMeta) -> None:
+    """Sort a batch by prompt and answer number: answers arrive in the order they happened to finish."""
+
+    def key(position: int) -> tuple[Any, ...]:
+        uid, session, index = batch.keys[position].rsplit("_", 2)
+        return uid, int(session), int(index)
+
+    batch.reorder(sorted(range(len(batch)), key=key))

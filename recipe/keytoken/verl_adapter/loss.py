@@ -1,0 +1,68 @@
+"""KeyToken's policy loss in the form verl's actor calls it.
+
+A loss registered inside verl sees a fixed list of fields; the outer loss, installed once with
+``set_loss_fn``, sees the whole batch and so the token weights (verl 0.9.1, workers/utils/losses.py:59).
+"""
+
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+
+from keytoken import fields
+from keytoken.losses.policy import LossTotals, PolicyLoss, policy_loss
+from keytoken.schema import LossConfig
+from keytoken.verl_adapter.compat import AggregationType, Metric, no_padding_2_padding
+
+
+def token_weighted_loss(
+    model_output: dict[str, Any], data: TensorDict, dp_group: Any = None, *, config: LossConfig
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """The loss of one micro-batch, scaled so that verl's average over ranks gives the whole mini-batch.
+
+    Args:
+        model_output: ``log_probs``, ragged over prompt and answer.
+        data: the micro-batch, with the fields of :mod:`keytoken.fields`.
+        dp_group: unused; verl passes it to every loss.
+        config: denominators, clipping and KL.
+
+    Returns:
+        The scalar loss and its metrics.
+    """
+    log_prob = no_padding_2_padding(model_output["log_probs"], data)
+    num_ranks = data["dp_size"]
+    totals = LossTotals(**_totals(data))
+    names = ["response_mask", "old_log_probs", "advantages", fields.TOKEN_WEIGHT]
+    names += ["ref_log_prob"] if config.kl_coef > 0.0 else []
+    padded = data.select(*names).to_padded_tensor()
+    result = policy_loss(
+        log_prob=log_prob,
+        old_log_prob=padded["old_log_probs"],
+        advantages=padded["advantages"],
+        weights=padded[fields.TOKEN_WEIGHT],
+        mask=padded["response_mask"].bool(),
+        config=config,
+        ref_log_prob=padded["ref_log_prob"] if config.kl_coef > 0.0 else None,
+        totals=totals,
+    )
+    return result.loss * num_ranks, _metrics(result, num_ranks)
+
+
+def _totals(data: TensorDict) -> dict[str, float]:
+    responses, tokens, selected = data[fields.LOSS_TOTALS][0].tolist()
+    return {"num_responses": responses, "num_tokens": tokens, "num_selected": selected}
+
+
+def _metrics(result: PolicyLoss, num_ranks: int) -> dict[str, Any]:
+    """verl sums a SUM metric over micro-batches and averages it over ranks, hence the factor."""
+    parts = {
+        "keytoken/policy_loss": result.policy_loss,
+        "keytoken/kl_loss": result.kl_loss,
+        "keytoken/clipped_share": result.clipped_share,
+        "keytoken/old_to_new_kl": result.old_to_new_kl,
+        "keytoken/responses_without_selected": result.num_unselected,
+    }
+    return {
+        name: Metric(value=value.detach().float() * num_ranks, aggregation=AggregationType.SUM)
+        for name, value in parts.items()
+    }

@@ -1,0 +1,84 @@
+"""The attribution group: its Ray resource pool, its workers and its place in the weight broadcast."""
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import ray
+from omegaconf import DictConfig
+
+from keytoken.errors import ClusterError
+from keytoken.schema import KeyTokenConfig
+from keytoken.verl_adapter.compat import (
+    CheckpointEngineManager,
+    RayClassWithInitArgs,
+    RayWorkerGroup,
+    ResourcePoolManager,
+)
+from keytoken.workers.actors import AttributionWorker
+
+POOL = "attribution_pool"
+ROLE = "attribution"
+
+
+def add_pool(manager: ResourcePoolManager, num_workers: int) -> None:
+    """Reserve one slot for each attribution worker, on one node as far as a node has room."""
+    manager.resource_pool_spec[POOL] = [num_workers]
+    manager.mapping[ROLE] = POOL
+
+
+def require_slots(needed: int) -> None:
+    """Refuse a run that the cluster can never hold; Ray itself would wait for ever.
+
+    Raises:
+        ClusterError: the pools need more GPUs (logical slots on a CPU) than the cluster has.
+    """
+    present = int(ray.cluster_resources().get("GPU", 0))
+    if present < needed:
+        raise ClusterError(
+            f"The pools of this run need {needed} GPUs, the Ray cluster has {present}. Add nodes, or make the "
+            "pools smaller: trainer.nnodes x trainer.n_gpus_per_node (actor), actor_rollout_ref.rollout.nnodes x "
+            "n_gpus_per_node (rollout), keytoken.attribution.num_workers (attribution); pools=one_device needs one."
+        )
+
+
+def start_group(manager: ResourcePoolManager, config: DictConfig, keytoken: KeyTokenConfig) -> RayWorkerGroup:
+    """Start the attribution workers on their pool."""
+    worker = RayClassWithInitArgs(
+        cls=ray.remote(AttributionWorker), config=config.actor_rollout_ref, keytoken=keytoken
+    )
+    group = RayWorkerGroup(
+        resource_pool=manager.get_resource_pool(ROLE), ray_cls_with_init=worker, device_name=config.trainer.device
+    )
+    # verl asks for the collect mask after the first dispatch, which would make that call blocking.
+    group._collect_info["train"] = group._query_collect_info("train")
+    return group
+
+
+def join_broadcast(manager: CheckpointEngineManager, group: RayWorkerGroup) -> None:
+    """Make every weight sync feed the attribution group as well.
+
+    The list is replaced, not extended: ``add_replicas`` would extend the rollout server's own list
+    (verl 0.9.1, workers/rollout/llm_server.py:538).
+    """
+    manager.replicas = [*manager.replicas, AttributionReplica(group)]
+
+
+class AttributionReplica:
+    """What the checkpoint manager takes for a rollout replica: workers, and pauses that are no-ops."""
+
+    def __init__(self, group: RayWorkerGroup) -> None:
+        self.workers = group.workers
+
+    def __getattr__(self, name: str) -> Callable[..., Coroutine[Any, Any, None]]:
+        if name not in _PAUSES:
+            raise AttributeError(f"AttributionReplica has no {name!r}; verl's replica protocol has changed.")
+
+        async def nothing(**_: Any) -> None:
+            return None
+
+        return nothing
+
+
+_PAUSES = frozenset(
+    {"sleep", "wake_up", "abort_all_requests", "resume_generation", "release_kv_cache", "resume_kv_cache"}
+)

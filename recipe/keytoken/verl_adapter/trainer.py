@@ -1,0 +1,216 @@
+"""The two trainer modes: verl's separate and sync trainers with attribution between their steps.
+
+Every override says "super, then ours"; what both modes need lives in :class:`AttributionSteps`, which
+defines no loop of its own. One step of verl becomes::
+
+    sample -> balance -> old log-probs | attribution passes -> reference -> advantages, token weights -> update
+"""
+
+import time
+from functools import partial
+from typing import Any
+
+import ray
+from omegaconf import DictConfig, OmegaConf
+from tensordict import TensorDict
+from transfer_queue import KVBatchMeta
+
+from keytoken import fields
+from keytoken.attribution.methods import compute_token_weights
+from keytoken.errors import ClusterError, NonFiniteError, WeightSyncError
+from keytoken.schema import KeyTokenConfig
+from keytoken.validate import num_slots
+from keytoken.verl_adapter import batch as batches
+from keytoken.verl_adapter import export, pools
+from keytoken.verl_adapter.bounded import bounded
+from keytoken.verl_adapter.compat import (
+    PPOTrainerSeparateAsync,
+    PPOTrainerSync,
+    Role,
+    quiet_separate_async_logger,
+    register_trainer,
+    tensordict_utils,
+)
+from keytoken.verl_adapter.loss import token_weighted_loss
+from keytoken.workers.actors import SeparateActorWorker, SyncActorWorker
+
+# verl polls for finished answers every two seconds, which is most of a step of a small model.
+POLL_INTERVAL_S = 0.05
+# Loading the weights of a large model from a shared disk is the slow part.
+START_TIMEOUT_S = 900.0
+
+
+class AttributionSteps:
+    """Overrides that both modes share; mixed in before verl's trainer class."""
+
+    keytoken: KeyTokenConfig
+    config: DictConfig
+    actor_worker_cls: type
+
+    def __init__(self, config: DictConfig) -> None:
+        self.keytoken = KeyTokenConfig.from_mapping(OmegaConf.to_container(config.keytoken, resolve=True))
+        self._passes: Any = None
+        self._pass_outputs: tuple[str, ...] = ()
+        super().__init__(config)
+
+    @property
+    def _own_pool(self) -> bool:
+        return bool(self.keytoken.method.views) and self.keytoken.attribution.placement == "pool"
+
+    def _build_replay_buffer(self) -> Any:
+        buffer = super()._build_replay_buffer()
+        buffer.poll_interval = POLL_INTERVAL_S
+        return buffer
+
+    def _init_resource_pool_mgr(self) -> None:
+        super()._init_resource_pool_mgr()
+        pools.require_slots(num_slots(self.config))
+        for role in (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef, Role.RefPolicy):
+            if role in self.role_worker_mapping:
+                self.role_worker_mapping[role] = ray.remote(self.actor_worker_cls)
+        if self._own_pool:
+            pools.add_pool(self.resource_pool_manager, self.keytoken.attribution.num_workers)
+
+    def _setup(self) -> None:
+        super()._setup()
+        self.actor_rollout_wg.set_keytoken(self.keytoken)
+        self.actor_rollout_wg.set_loss_fn(partial(token_weighted_loss, config=self.keytoken.method.loss))
+        self.attribution_wg = self.actor_rollout_wg
+        if self._own_pool:
+            self.attribution_wg = self._start_attribution_group()
+            pools.join_broadcast(self.standalone_checkpoint_manager, self.attribution_wg)
+
+    def _start_attribution_group(self) -> Any:
+        workers = self.keytoken.attribution.num_workers
+        return bounded(
+            lambda: pools.start_group(self.resource_pool_manager, self.config, self.keytoken),
+            START_TIMEOUT_S,
+            f"The start of the attribution group ({workers} workers)",
+            "The cluster has no room for it or a worker died: compare `ray status` with the pools of the run "
+            "(keytoken.attribution.num_workers, trainer.n_gpus_per_node, actor_rollout_ref.rollout.n_gpus_per_node).",
+            ClusterError,
+        )
+
+    def _fetch_one_gen_batch(self) -> TensorDict:
+        """Prompts with ids that do not depend on chance: they seed sampling and order the batch."""
+        batch = super()._fetch_one_gen_batch()
+        first = getattr(self, "_num_fetched", {}).get(self.global_steps, 0)
+        names = [f"{self.global_steps:07d}-{first + number:05d}" for number in range(len(batch))]
+        self._num_fetched = {self.global_steps: first + len(batch)}
+        return _with_uids(batch, names)
+
+    def _balance_batch(self, batch: KVBatchMeta, *args: Any, **kwargs: Any) -> KVBatchMeta:
+        batches.canonical_order(batch)
+        return super()._balance_batch(batch, *args, **kwargs)
+
+    def _get_required_batch_multiple(self, dp_size: int) -> int:
+        workers = self.keytoken.attribution.num_workers if self._own_pool else 1
+        multiple = super()._get_required_batch_multiple(dp_size)
+        while multiple % workers:
+            multiple += super()._get_required_batch_multiple(dp_size)
+        return multiple
+
+    def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        """Launch the passes, let the actor compute its own log-probs beside them, then wait."""
+        passes = None
+        if self.keytoken.method.views:
+            passes = self.attribution_wg.compute_attribution(batches.pass_request(batch, self.global_steps))
+        batch = super()._compute_old_log_prob(batch, metrics)
+        if passes is not None:
+            self._wait_for(passes, metrics)
+        return batch
+
+    def _wait_for(self, passes: Any, metrics: dict[str, Any]) -> None:
+        limit = self.keytoken.attribution.pass_timeout_s
+        start = time.perf_counter()
+        try:
+            ray.get(passes.futures, timeout=limit)
+        except ray.exceptions.GetTimeoutError as slow:
+            raise ClusterError(
+                f"The attribution passes of step {self.global_steps} did not end within {limit:g} s. Raise "
+                "keytoken.attribution.pass_timeout_s, or give the group more workers "
+                "(keytoken.attribution.num_workers) or smaller micro-batches."
+            ) from slow
+        metrics["attribution/wait_s"] = time.perf_counter() - start
+
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        """Advantages by verl, then the token weights of the method."""
+        batch = super()._compute_advantage(batch, metrics)
+        outputs = _outputs_of(self.keytoken)
+        signals, data = batches.read_signals(batch, outputs)
+        if outputs:
+            self._check_passes(signals, data, metrics)
+        start = time.perf_counter()
+        result = compute_token_weights(signals, self.keytoken.method)
+        metrics["attribution/select_s"] = time.perf_counter() - start
+        weighted = batches.write_weights(batch, result.weights, signals.mask, data["response_mask"])
+        batch.fields = weighted.fields
+        metrics.update(result.metrics)
+        export.maybe_write(self, batch, signals, result)
+        return batch
+
+    def _check_passes(self, signals: Any, data: TensorDict, metrics: dict[str, Any]) -> None:
+        batches.require_version(data, self.global_steps)
+        metrics["attribution/pass_s"] = float(data[fields.PASS_SECONDS].max())
+        if not self.keytoken.attribution.check_base:
+            return
+        gap, bound = batches.base_gap(signals, data), self.keytoken.attribution.base_tolerance
+        metrics["attribution/base_gap_max"] = gap
+        if not gap <= bound:
+            raise NonFiniteError(
+                f"Step {self.global_steps}: the attribution group's log-probs of the real input differ from the "
+                f"actor's by {gap:.3g} nats, more than keytoken.attribution.base_tolerance={bound:g}. Either "
+                "their weights differ (a missed sync) or the bound is too tight for the precision in use."
+            )
+
+    def _bounded_sync(self, sync: Any) -> None:
+        limit = self.keytoken.attribution.sync_timeout_s
+        bounded(
+            sync,
+            limit,
+            f"The weight sync of step {self.global_steps}",
+            "A receiver has died or cannot be reached: look for the first error above. Restart the run "
+            "(trainer.resume_mode=auto continues from the last checkpoint), or raise "
+            "keytoken.attribution.sync_timeout_s for a very large model.",
+            WeightSyncError,
+        )
+
+    def on_init_end(self) -> None:
+        self._bounded_sync(super().on_init_end)
+
+    def on_step_end(self) -> None:
+        self._bounded_sync(super().on_step_end)
+
+
+@register_trainer("keytoken_separate")
+class SeparateTrainer(AttributionSteps, PPOTrainerSeparateAsync):
+    """Rollout, actor and attribution on pools of their own."""
+
+    actor_worker_cls = SeparateActorWorker
+
+    def _setup(self) -> None:
+        with quiet_separate_async_logger():
+            super()._setup()
+
+
+@register_trainer("keytoken_sync")
+class SyncTrainer(AttributionSteps, PPOTrainerSync):
+    """Everything on the same devices, for one-GPU machines; needs ``attribution.placement=actor``."""
+
+    actor_worker_cls = SyncActorWorker
+
+
+def _outputs_of(keytoken: KeyTokenConfig) -> tuple[str, ...]:
+    """The fields that the passes of this method write."""
+    if not keytoken.method.views:
+        return ()
+    names = [fields.HAS_VISUAL, fields.HAS_TEMPORAL, fields.VERSION, fields.PASS_SECONDS]
+    names += [fields.REAL_LOG_PROB] if keytoken.attribution.check_base else []
+    names += [fields.MASKED_LOG_PROB] if "masked" in keytoken.method.views else []
+    names += [fields.SHUFFLED_LOG_PROB] if "shuffled" in keytoken.method.views else []
+    return tuple(names)
+
+
+def _with_uids(batch: TensorDict, names: list[str]) -> TensorDict:
+    tensordict_utils.assign_non_tensor_stack(batch, "uid", names)
+    return batch

@@ -1,0 +1,106 @@
+"""Rows: one prompt with its answer, taken out of verl's ragged batch and put back into one.
+
+Legend: ``L`` tokens of prompt and answer, ``R`` tokens of the answer, ``B`` rows.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from tensordict import TensorDict
+from tensordict.tensorclass import NonTensorData, NonTensorStack
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One answer and all a forward pass needs of it.
+
+    Example: a prompt of 3 tokens with an answer of 2 has ``input_ids`` of shape ``[5]``,
+    ``position_ids`` of shape ``[4, 5]`` and ``response_length`` 2; its log-probs are read from the
+    hidden states at rows 2 and 3.
+    """
+
+    input_ids: Tensor  # [L] int64
+    position_ids: Tensor  # [4, L] int64: text row, then the three M-RoPE rows
+    response_length: int
+    media: dict[str, Tensor]  # pixel_values_videos, video_grid_thw, ...; empty for text
+
+    def __len__(self) -> int:
+        return int(self.input_ids.shape[0])
+
+
+def rows_of(data: TensorDict) -> list[Row]:
+    """Split a batch as verl hands it to a worker into rows."""
+    ids = data["input_ids"].unbind()
+    lengths = [int(row.shape[0]) for row in ids]
+    positions = _split_positions(data["position_ids"], lengths)
+    answers = [int(row.shape[0]) for row in data["responses"].unbind()]
+    media = [_media(data, index) for index in range(len(ids))]
+    return [Row(*parts) for parts in zip(ids, positions, answers, media, strict=True)]
+
+
+def batch_of(rows: list[Row], temperature: float, use_remove_padding: bool) -> TensorDict:
+    """The batch that verl's ``prepare_model_inputs`` expects, built from rows."""
+    offsets = torch.tensor([0, *(len(row) for row in rows)]).cumsum(0)
+    ids = torch.cat([row.input_ids for row in rows])
+    positions = torch.cat([row.position_ids for row in rows], dim=-1)
+    batch = TensorDict(
+        {
+            "input_ids": _jagged(ids, offsets, ragged_dim=1),
+            "position_ids": _jagged(positions, offsets, ragged_dim=2),
+        },
+        batch_size=[len(rows)],
+    )
+    batch["multi_modal_inputs"] = NonTensorStack(*(NonTensorData(row.media) for row in rows))
+    for key, value in (
+        ("temperature", temperature),
+        ("use_remove_padding", use_remove_padding),
+        ("use_fused_kernels", False),
+    ):
+        batch[key] = NonTensorData(value)
+    return batch
+
+
+def answer_row_index(rows: list[Row], use_remove_padding: bool) -> Tensor:
+    """Flat indices of the hidden states that predict the answer tokens, row after row.
+
+    Token ``t`` of an answer is predicted at position ``L - R - 1 + t``. In a packed batch rows follow
+    one another without gaps; in a padded one each takes ``max(L)`` places.
+    """
+    width = max(len(row) for row in rows)
+    starts, start = [], 0
+    for row in rows:
+        starts.append(start)
+        start += len(row) if use_remove_padding else width
+    spans = [
+        torch.arange(begin + len(row) - row.response_length - 1, begin + len(row) - 1)
+        for begin, row in zip(starts, rows, strict=True)
+    ]
+    return torch.cat(spans)
+
+
+def _jagged(values: Tensor, offsets: Tensor, ragged_dim: int) -> Tensor:
+    longest = int(offsets.diff().max())
+    return torch.nested.nested_tensor_from_jagged(
+        values, offsets.to(values.device), jagged_dim=ragged_dim, max_seqlen=longest
+    )
+
+
+def _split_positions(position_ids: Tensor, lengths: list[int]) -> list[Tensor]:
+    """``[4, L]`` for each row, whichever way the ragged dimension was recorded.
+
+    Rows of equal length come back from storage with another ragged dimension than rows of unequal
+    length (verl/utils/tensordict_utils.py:910), so the layout is read off the values themselves.
+    """
+    values = position_ids.values() if position_ids.is_nested else position_ids
+    if values.ndim == 2 and values.shape[-1] == sum(lengths):
+        return list(values.split(lengths, dim=-1))
+    return list(values.reshape(len(lengths), -1, lengths[0]).unbind())
+
+
+def _media(data: TensorDict, index: int) -> dict[str, Tensor]:
+    if "multi_modal_inputs" not in data.keys():  # noqa: SIM118 - a TensorDict is no dict
+        return {}
+    media = data["multi_modal_inputs"][index]
+    media = media.data if isinstance(media, NonTensorData) else media
+    return {name: value for name, value in (media or {}).items() if value is not None}
