@@ -161,7 +161,8 @@ def _decoder_errors(name: str) -> tuple[type[Exception], ...]:
         from decord import DECORDError
         from decord._ffi.base import DECORDLimitReachedError
 
-        return (DECORDError, DECORDLimitReachedError, DataError)
+        # RuntimeError: what VideoReader raises for a file that it cannot even open.
+        return (DECORDError, DECORDLimitReachedError, RuntimeError, DataError)
     import av
 
     return (av.FFmpegError, DataError)

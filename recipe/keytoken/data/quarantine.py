@@ -23,6 +23,7 @@ from keytoken.data.contract import SamplingContract
 from keytoken.errors import ClipError, DataError
 
 _START_LIMIT_S = 120.0  # for the child's imports, on a loaded machine
+_START_METHOD = "spawn"  # a fork would copy the threads' locks of a training process
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class ClipProbe:
 
     def _start(self) -> "multiprocessing.connection.Connection[Any, Any]":
         if self._pipe is None:
-            context = multiprocessing.get_context("spawn")
+            context = multiprocessing.get_context(_START_METHOD)
             self._pipe, child_end = context.Pipe()
             self._process = context.Process(target=_serve, args=(child_end, self.contract), daemon=True)
             self._process.start()
