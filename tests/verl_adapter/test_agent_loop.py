@@ -1,0 +1,237 @@
+"""The agent loop: one preparation for a group, seeds, answers cut at vision tokens, failures that end."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from keytoken.data.contract import SamplingContract
+from keytoken.demo.render import draw_clip, write_clip
+from keytoken.demo.world import make_question
+from keytoken.errors import ClipError, ClusterError, ConfigurationError
+from keytoken.verl_adapter.agent_loop import (
+    ANSWER_VISION_TOKENS,
+    FailureWatch,
+    VideoAgentLoop,
+    VideoAgentLoopWorker,
+    answer_seed,
+    cut_at_vision_token,
+    require_one_resize,
+)
+from keytoken.verl_adapter.compat import AgentLoopOutput
+from keytoken.verl_adapter.dataset import VideoDataset
+
+CONTRACT = {"fps": 2.0, "min_frames": 4, "max_frames": 8, "min_pixels": 3136, "max_pixels": 3136}
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    question = make_question("motion", rng)
+    path = tmp_path_factory.mktemp("clips") / "clip.mp4"
+    write_clip(path, draw_clip(question.bodies, rng))
+    return str(path)
+
+
+def messages(clip: str | None) -> list[dict[str, Any]]:
+    content = [{"type": "text", "text": "which way ? A up B down"}]
+    if clip is not None:
+        content.insert(0, {"type": "video", "video": clip})
+    return [{"role": "user", "content": content}]
+
+
+class Server:
+    """Stands where verl's client of the rollout server stands: keeps requests, gives a fixed answer."""
+
+    def __init__(self, answer: list[int]) -> None:
+        self.answer = answer
+        self.requests: list[dict[str, Any]] = []
+
+    async def generate(self, **request: Any) -> SimpleNamespace:
+        self.requests.append(request)
+        log_probs = [-float(place) for place in range(1, len(self.answer) + 1)]
+        return SimpleNamespace(
+            token_ids=self.answer, log_probs=log_probs, num_preempted=None, extra_fields={"global_steps": 3}
+        )
+
+
+def run_group(processor: Any, server: Server, prompt: list[dict[str, Any]], size: int = 3) -> list[Any]:
+    data = OmegaConf.create({"sampling_contract": CONTRACT, "mm_processor_kwargs": {}})
+    rollout = {"prompt_length": 192, "response_length": 4}
+    config = OmegaConf.create(
+        {"keytoken": {"seed": 1}, "actor_rollout_ref": {"rollout": rollout}, "data": data}
+    )
+
+    async def group() -> list[Any]:
+        loop = VideoAgentLoop(
+            trainer_config=SimpleNamespace(config=config),
+            server_manager=server,
+            tokenizer=processor.tokenizer,
+            processor=processor,
+            dataset_cls=VideoDataset,
+            data_config=SimpleNamespace(config=data),
+            hf_model_type="qwen2_5_vl",
+        )
+        runs = [
+            loop.run(
+                {"temperature": 1.0}, uid="u", raw_prompt=prompt, global_steps=3, index=7, session_id=number
+            )
+            for number in range(size)
+        ]
+        return list(await asyncio.gather(*runs))
+
+    return asyncio.run(group())
+
+
+def worker(processor: Any) -> Any:
+    built = object.__new__(VideoAgentLoopWorker)
+    built.processor, built.tokenizer, built.mm_processor_kwargs = processor, processor.tokenizer, {}
+    return built
+
+
+def test_group_shares_one_preparation_and_has_distinct_seeds(processor: Any, clip: str) -> None:
+    server = Server([8, 9])
+    outputs = run_group(processor, server, messages(clip))
+    assert all(output._features is outputs[0]._features for output in outputs)
+    assert len({request["sampling_params"]["seed"] for request in server.requests}) == 3
+    again = Server([8, 9])
+    run_group(processor, again, messages(clip))
+    seeds = [[request["sampling_params"]["seed"] for request in side.requests] for side in (server, again)]
+    assert seeds[0] == seeds[1]
+
+
+def test_b3_request_carries_the_clips_metadata(processor: Any, clip: str) -> None:
+    server = Server([8])
+    run_group(processor, server, messages(clip), size=1)
+    (request,) = server.requests
+    ((frames, metadata),) = request["video_data"]
+    assert frames.shape == (8, 3, 56, 56)
+    assert request["mm_processor_kwargs"] == {"video_metadata": [metadata], "do_sample_frames": False}
+    assert metadata["fps"] == 2.0
+    assert metadata["frames_indices"] == list(range(8))
+
+
+def test_trainer_gets_what_the_processor_makes_of_the_same_frames(processor: Any, clip: str) -> None:
+    server = Server([8, 9])
+    (output,) = run_group(processor, server, messages(clip), size=1)
+    ids = torch.tensor(output.prompt_ids + output.response_ids)
+    mine = worker(processor)._compute_multi_modal_inputs(output, ids)
+    stock_output = AgentLoopOutput(
+        prompt_ids=output.prompt_ids,
+        response_ids=output.response_ids,
+        response_mask=output.response_mask,
+        metrics=output.metrics,
+        multi_modal_data={"videos": server.requests[0]["video_data"]},
+    )
+    stock = worker(processor)._compute_multi_modal_inputs(stock_output, ids)
+    stock.pop("mm_token_type_ids")
+    assert mine.keys() == stock.keys()
+    assert all(torch.equal(mine[name], stock[name]) for name in stock)
+    assert float(mine["second_per_grid_ts"][0]) == 1.0  # two frames to a patch, two frames a second
+    assert (ids == processor.video_token_id).sum() == mine["video_grid_thw"].prod() // 4
+
+
+def test_text_prompt_has_no_features(processor: Any) -> None:
+    server = Server([8])
+    (output,) = run_group(processor, server, messages(None), size=1)
+    assert output._features == {}
+    assert server.requests[0]["video_data"] is None
+    assert not server.requests[0]["mm_processor_kwargs"]
+    rows = worker(processor)._compute_position_ids(torch.tensor([[5, 6]]), torch.ones(1, 2), {})
+    assert rows.tolist() == [[[0, 1]] * 4]
+
+
+def test_answer_with_a_vision_token_is_cut_and_counted(processor: Any, clip: str) -> None:
+    video, end = processor.video_token_id, processor.tokenizer.eos_token_id
+    (output,) = run_group(processor, Server([8, video, 9, video]), messages(clip), size=1)
+    assert output.response_ids == [8, end]
+    assert output.response_mask == [1, 0]
+    assert output.response_logprobs == [-1.0, 0.0]
+    assert output.extra_fields[ANSWER_VISION_TOKENS] == 2
+    ids = torch.tensor([output.prompt_ids + output.response_ids])
+    features = worker(processor)._compute_multi_modal_inputs(output, ids[0])
+    assert worker(processor)._compute_position_ids(ids, torch.ones_like(ids), features).shape == (
+        1,
+        4,
+        ids.shape[1],
+    )
+
+
+def test_stored_fields_are_verls(processor: Any, clip: str) -> None:
+    """Pixels travel as ``multi_modal_inputs``, never a second time inside the output."""
+    (output,) = run_group(processor, Server([8, 9]), messages(clip), size=1)
+    stored = output.as_dict()
+    assert "_features" not in stored
+    assert {"prompts", "responses", "response_mask", "rollout_log_probs", "extra_fields"} <= stored.keys()
+
+
+@pytest.mark.parametrize(
+    ("answer", "ids", "mask"),
+    [
+        ([5, 6, 7], [5, 6, 7], [1, 1, 1]),
+        ([5, 9, 7], [5, 2], [1, 0]),
+        ([9, 5], [2], [0]),
+        ([5, 8], [5, 2], [1, 0]),
+        ([], [], []),
+    ],
+)
+def test_cut(answer: list[int], ids: list[int], mask: list[int]) -> None:
+    assert cut_at_vision_token(answer, [8, 9], end_token_id=2) == (ids, mask)
+
+
+def test_seed_depends_on_each_of_its_parts() -> None:
+    base = (1, 2, 3, 4, [5, 6])
+    changed = [
+        (0, 2, 3, 4, [5, 6]),
+        (1, 0, 3, 4, [5, 6]),
+        (1, 2, 0, 4, [5, 6]),
+        (1, 2, 3, 0, [5, 6]),
+        (1, 2, 3, 4, [56]),
+    ]
+    seeds = {answer_seed(*parts) for parts in [base, *changed]}
+    assert len(seeds) == 6
+    assert answer_seed(*base) == answer_seed(*base) == 3372749792037131033
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_second_resize_is_refused(processor: Any) -> None:
+    frames = torch.zeros(4, 3, 112, 112, dtype=torch.uint8)
+    with pytest.raises(ConfigurationError, match=r"\(112, 112\) pixels were resized to \(56, 56\)"):
+        require_one_resize([(frames, {})], torch.tensor([[2, 4, 4]]), processor.video_processor)
+    require_one_resize([(frames, {})], torch.tensor([[2, 8, 8]]), processor.video_processor)
+    assert SamplingContract(**CONTRACT).patch_size == processor.video_processor.patch_size
+
+
+def test_failures_in_a_row_end_the_run() -> None:
+    watch = FailureWatch()
+    for answer in range(8):  # one prompt with all its answers is one failure
+        watch.failed("a", RuntimeError(f"engine {answer}"))
+    watch.raise_if_hopeless()
+    watch.failed("b", RuntimeError("engine"))
+    watch.succeeded()
+    watch.failed("c", RuntimeError("engine"))
+    watch.failed("d", RuntimeError("engine"))
+    watch.raise_if_hopeless()
+    watch.failed("e", RuntimeError("the last one"))
+    with pytest.raises(ClusterError, match="3 prompts in a row failed.*the last one"):
+        watch.raise_if_hopeless()
+
+
+def test_own_error_ends_the_run_at_once() -> None:
+    watch = FailureWatch()
+    watch.failed("a", ClipError("clip x: gone"))
+    with pytest.raises(ClipError, match="clip x"):
+        watch.raise_if_hopeless()
+
+
+def test_lost_clip_names_itself(processor: Any, tmp_path: Path) -> None:
+    with pytest.raises(ClipError, match=r"lost\.mp4"):
+        run_group(processor, Server([8]), messages(str(tmp_path / "lost.mp4")), size=2)

@@ -1,0 +1,55 @@
+"""Import hooks run at the right time, and only once."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+from keytoken.verl_adapter.shims.hooks import before_import, on_cpu, when_imported
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """The name of an importable module that nobody has imported yet."""
+    name = f"hooked_{request.node.name}"
+    (tmp_path / f"{name}.py").write_text("value = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return name
+
+
+def test_hook_runs_after_the_module_and_before_its_importer(module: str) -> None:
+    when_imported(module, lambda loaded: setattr(loaded, "value", loaded.value + 1))
+    assert importlib.import_module(module).value == 2
+    assert importlib.import_module(module).value == 2
+
+
+def test_hook_runs_at_once_on_a_loaded_module(module: str) -> None:
+    loaded = importlib.import_module(module)
+    when_imported(module, lambda loaded: setattr(loaded, "value", 5))
+    assert loaded.value == 5
+
+
+def test_error_of_a_hook_is_the_error_of_the_import(module: str) -> None:
+    def refuse() -> None:
+        raise ImportError("not here")
+
+    before_import(module, refuse)
+    with pytest.raises(ImportError, match="not here"):
+        importlib.import_module(module)
+    assert module not in sys.modules
+
+
+def test_hook_of_a_missing_module_leaves_its_error_alone() -> None:
+    when_imported("no_such_module_anywhere", lambda loaded: None)
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("no_such_module_anywhere")
+
+
+def test_platform_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VERL_PLATFORM", "cpu")
+    assert on_cpu()
+    monkeypatch.setenv("VERL_PLATFORM", "nvidia")
+    assert not on_cpu()
