@@ -1,6 +1,5 @@
 """The Ray workers: an attribution group of its own, and actor workers that can run the passes themselves."""
 
-import asyncio
 from typing import Any
 
 import torch
@@ -69,13 +68,13 @@ class AttributionWorker(TrainingWorker):
         return getattr(self.checkpoint_engine, method)(*args, **kwargs)
 
     @register_worker_method(dispatch_mode=Dispatch.ONE_TO_ALL, blocking=False)
-    def update_weights(self, global_steps: int) -> None:
+    async def update_weights(self, global_steps: int) -> None:
         """Take over the broadcast weights and remember which step they belong to.
 
         Raises:
             WeightSyncError: the broadcast held other names than this model has.
         """
-        received = asyncio.run(self._receive(global_steps))
+        received = await self._receive(global_steps)
         missing = sorted(set(self._parameters_by_name()) - received)
         if missing:
             raise WeightSyncError(
