@@ -221,7 +221,7 @@ def test_failures_in_a_row_end_the_run() -> None:
     watch.failed("d", RuntimeError("engine"))
     watch.raise_if_hopeless()
     watch.failed("e", RuntimeError("the last one"))
-    with pytest.raises(ClusterError, match="3 prompts in a row failed.*the last one"):
+    with pytest.raises(ClusterError, match=r"3 prompts in a row failed.*the last one"):
         watch.raise_if_hopeless()
 
 

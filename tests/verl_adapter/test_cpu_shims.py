@@ -59,7 +59,7 @@ def test_s2_backend_is_named_once(process_group: None) -> None:
     assert torch.equal(value, torch.ones(3))
     torch.distributed.destroy_process_group()
     try:
-        with pytest.raises((ValueError, RuntimeError), match="(?i)duplicate"):
+        with pytest.raises((ValueError, RuntimeError), match=r"(?i)duplicate"):
             unshimmed()
     finally:
         if not torch.distributed.is_initialized():
@@ -121,7 +121,7 @@ def engine(cls: type, model: Path, *, forward_only: bool) -> Any:
 def test_s6_forward_only_engine_needs_no_pinned_memory(process_group: None, tiny_model: Path) -> None:
     from keytoken.verl_adapter.shims.resident_engine import ResidentFSDPEngine
 
-    with pytest.raises(RuntimeError, match="(?i)pin|accelerator|cuda"):
+    with pytest.raises(RuntimeError, match=r"(?i)pin|accelerator|cuda"):
         engine(compat.FSDPEngineWithLMHead, tiny_model, forward_only=True)
     built, module = engine(ResidentFSDPEngine, tiny_model, forward_only=True)
     assert built.engine_config.forward_only

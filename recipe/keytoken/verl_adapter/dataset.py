@@ -52,6 +52,7 @@ class VideoDataset(RLHFDataset):
             DataError: no row is left.
         """
         contract = sampling_contract(self.config, self.image_patch_size)
+        _require_contract(dataframe, self.video_key, contract)
         readable, self.quarantined = scan_rows(dataframe, contract, video_key=self.video_key)
         kept = []
         for number in readable:
@@ -96,7 +97,6 @@ class VideoDataset(RLHFDataset):
     def _reason_against(self, row: dict[str, Any], contract: SamplingContract) -> str | None:
         """Why a row with readable clips cannot be used all the same, or None."""
         messages = self._build_messages(row, key=self.prompt_key)
-        _require_contract(messages, contract)
         try:
             length = self._prompt_length(messages, contract)
         except (OSError, DataError) as error:
@@ -179,17 +179,22 @@ def _load_image(item: Mapping[str, Any], contract: SamplingContract) -> Image.Im
     return fetch_image(dict(item), image_patch_size=contract.patch_size)
 
 
-def _require_contract(messages: list[dict[str, Any]], contract: SamplingContract) -> None:
+def _require_contract(dataframe: datasets.Dataset, video_key: str, contract: SamplingContract) -> None:
     """Refuse rows that carry sampling settings of their own which contradict the run's.
 
     Raises:
         ConfigurationError: names the clip, the setting and both values.
     """
-    for item in _media_items(messages, "video"):
-        for name, wanted in asdict(contract).items():
-            given = item.get(name)
-            if given is not None and given != wanted:
-                raise ConfigurationError(
-                    f"clip {item['video']}: its row says {name}={given}, the run's sampling contract "
-                    f"{name}={wanted}; write the rows again or change the contract"
-                )
+    if video_key not in dataframe.column_names:
+        return
+    for videos in dataframe[video_key]:
+        for video in videos or ():
+            if not isinstance(video, dict):
+                continue
+            for name, wanted in asdict(contract).items():
+                given = video.get(name)
+                if given is not None and given != wanted:
+                    raise ConfigurationError(
+                        f"clip {video['video']}: its row says {name}={given}, the run's sampling contract "
+                        f"{name}={wanted}; write the rows again or change the contract"
+                    )
