@@ -94,7 +94,7 @@ class VideoAgentLoop(SingleTurnAgentLoop):
             output = await self.server_manager.generate(
                 request_id=uuid4().hex,
                 prompt_ids=prompt.token_ids,
-                sampling_params={**sampling_params, "seed": seed},
+                sampling_params={**sampling_params, **_decoding_of(kwargs), "seed": seed},
                 image_data=prompt.images,
                 video_data=prompt.videos,
                 mm_processor_kwargs=prompt.processor_kwargs,
@@ -330,6 +330,12 @@ async def _once(key: str, work: Coroutine[Any, Any, PreparedPrompt]) -> Prepared
     else:
         work.close()
     return await asyncio.shield(task)
+
+
+def _decoding_of(row: dict[str, Any]) -> dict[str, Any]:
+    """Sampling parameters that a row asks for: ``extra_info.decoding: greedy`` takes the likeliest token."""
+    greedy = (row.get("extra_info") or {}).get("decoding") == "greedy"
+    return {"temperature": 0.0, "top_p": 1.0, "top_k": -1} if greedy else {}
 
 
 def _grids(features: dict[str, Any], name: str) -> list[tuple[int, int, int]]:
