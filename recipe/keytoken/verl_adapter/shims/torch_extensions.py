@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 
-from keytoken.data.torchvision_ops import declare_missing_operators
 from keytoken.verl_adapter.shims.hooks import before_import
 
 _INSTALLED: list[str] = []
@@ -30,8 +29,15 @@ def install() -> None:
     if _INSTALLED or torch.version.cuda is not None or torch.version.hip is not None:
         return
     _INSTALLED.extend(("torchvision", "torchcodec"))
-    before_import("torchvision", declare_missing_operators)
+    before_import("torchvision", _declare_torchvision_operators)
     before_import("torchcodec", refuse_unloadable_torchcodec)
+
+
+def _declare_torchvision_operators() -> None:
+    # Imported when needed: that module imports torch, which may still be running this entry point.
+    from keytoken.data.torchvision_ops import declare_missing_operators
+
+    declare_missing_operators()
 
 
 def refuse_unloadable_torchcodec() -> None:
