@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,17 @@ def test_hook_of_a_missing_module_leaves_its_error_alone() -> None:
     when_imported("no_such_module_anywhere", lambda loaded: None)
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("no_such_module_anywhere")
+
+
+@pytest.mark.parametrize("first", ["hooks", "torch_extensions"])
+def test_any_module_can_be_the_first_to_import_torch(
+    python: Callable[..., subprocess.CompletedProcess[str]], first: str
+) -> None:
+    """torch calls the entry point at the end of its own import, and so needs these modules complete."""
+    entry_point = "from keytoken.verl_adapter.shims.torch_extensions import install; install()"
+    code = f"import keytoken.verl_adapter.shims.{first} as module; import sys; print('torch' in sys.modules)"
+    result = python(f"{code}; import torch; {entry_point}")
+    assert result.stdout.split() == ["False"], result.stderr
 
 
 def test_platform_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,8 @@
 Patching verl eagerly would import vLLM, transformers and FSDP in every process (seconds each, twenty
 processes). A hook costs nothing where the module is not used, and it runs before anyone can say
 ``from module import name`` and keep the unpatched object.
+
+This module must not import torch: ``import torch`` itself imports it (see ``torch_extensions``).
 """
 
 import importlib.util
@@ -12,8 +14,6 @@ from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-
-import torch
 
 
 def on_cpu() -> bool:
@@ -25,6 +25,8 @@ def on_cpu() -> bool:
     forced = os.environ.get("VERL_PLATFORM", "").strip().lower()
     if forced:
         return forced == "cpu"
+    import torch
+
     return torch.version.cuda is None and torch.version.hip is None
 
 

@@ -11,13 +11,12 @@ no shim, and get none, since their libraries load.
 Does: before torchvision is imported, declares the two operators without an implementation (calling them
 still raises); before torchcodec is imported, raises ImportError. Installed at the end of
 ``import torch`` through the entry point group "torch.backends", because vLLM's engine process imports
-torchvision before anything of verl or KeyToken.
+torchvision before anything of verl or KeyToken. For the same reason torch is imported in the functions
+only: at module level it would ask for this module before it is complete.
 """
 
 import importlib.util
 from pathlib import Path
-
-import torch
 
 from keytoken.verl_adapter.shims.hooks import before_import
 
@@ -26,6 +25,8 @@ _INSTALLED: list[str] = []
 
 def install() -> None:
     """Arrange both workarounds if this torch is a CPU build; costs nothing until they are imported."""
+    import torch
+
     if _INSTALLED or torch.version.cuda is not None or torch.version.hip is not None:
         return
     _INSTALLED.extend(("torchvision", "torchcodec"))
@@ -34,7 +35,6 @@ def install() -> None:
 
 
 def _declare_torchvision_operators() -> None:
-    # Imported when needed: that module imports torch, which may still be running this entry point.
     from keytoken.data.torchvision_ops import declare_missing_operators
 
     declare_missing_operators()
@@ -46,6 +46,8 @@ def refuse_unloadable_torchcodec() -> None:
     Raises:
         ImportError: the library exists and does not load with this torch.
     """
+    import torch
+
     library = _package_folder("torchcodec") / "libtorchcodec_image.so"
     if library.exists() and not _loads(library):
         raise ImportError(f"torchcodec: {library} does not load with torch {torch.__version__}")
@@ -59,6 +61,8 @@ def _package_folder(name: str) -> Path:
 
 
 def _loads(path: Path) -> bool:
+    import torch
+
     try:
         torch.ops.load_library(str(path))
     except OSError:
