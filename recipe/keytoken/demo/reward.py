@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from keytoken.rewards import compute_score as video_r1_score
+from keytoken.rewards.score import compute_score as video_r1_score
 
 LABELS = ("prompt_id", "family", "decoding")
 
