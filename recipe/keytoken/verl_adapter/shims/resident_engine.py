@@ -29,6 +29,8 @@ _VENDOR = "keytoken"
 class ResidentFSDPEngine(FSDPEngineWithLMHead):
     """verl's FSDP2 language-model engine without parameter offload."""
 
+    engine_config: Any
+
     def _build_fsdp_module(self, module: Any) -> Any:
         config = self.engine_config
         if config.strategy != "fsdp2":
