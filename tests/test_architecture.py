@@ -16,11 +16,12 @@ MAX_FUNCTION_LINES = 60
 
 # A part may import from itself and from lines further down; within the first and the last line anything goes.
 LAYERS = (
-    ("cli", "main", "validate", "golden"),
+    ("cli", "main", "compose", "golden"),
     ("evaluation", "lens"),
     ("verl_adapter",),
     ("workers",),
     ("demo",),
+    ("validate", "resources"),
     ("data",),
     ("attribution", "losses", "rewards"),
     ("schema", "fields", "checks", "errors"),

@@ -6,22 +6,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_module
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
+from keytoken.compose import compose_config
 from keytoken.errors import ConfigurationError
-from keytoken.validate import num_slots, validate_run
+from keytoken.resources import num_slots, runs_here, validate_files
+from keytoken.validate import validate_run
 
-# verl reserves up to ten logical CPUs for every slot (single_controller/ray/base.py:119), besides its services.
+# verl reserves up to ten logical CPUs for a slot (single_controller/ray/base.py:119), besides its services.
 LOGICAL_CPUS_PER_SLOT = 16
+_PATHS = (
+    "keytoken.run_dir",
+    "data.quarantine_file",
+    "trainer.default_local_dir",
+    "trainer.validation_data_dir",
+    "trainer.rollout_data_dir",
+)
 EXTERNAL_MODULE = "keytoken.verl_adapter.register"
 
 
 def load_config(overrides: Sequence[str]) -> DictConfig:
-    """Compose ``train.yaml`` with overrides, fill in what follows from other keys, and validate.
+    """Compose ``train.yaml`` with overrides, validate it, and fill in what follows from other keys.
 
     Args:
         overrides: hydra overrides, such as ``experiment=demo_cpu`` or ``trainer.save_freq=10``.
@@ -32,24 +37,23 @@ def load_config(overrides: Sequence[str]) -> DictConfig:
     Raises:
         ConfigurationError: an unknown key or group, a value out of range, or keys that exclude each other.
     """
-    OmegaConf.register_new_resolver("keytoken.needs_reference", _needs_reference, replace=True)
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_module("keytoken_configs", version_base="1.3"):
-            config = compose("train", overrides=list(overrides))
-        OmegaConf.resolve(config)
-    except (HydraException, OmegaConfBaseException) as problem:
-        raise ConfigurationError(_first_lines(problem)) from problem
-    _derive(config)
+    config = compose_config(overrides)
     validate_run(config)
+    _derive(config)
     return config
 
 
 def train(overrides: Sequence[str]) -> Path:
-    """Run a training job to its end and return its run folder."""
+    """Run a training job to its end and return its run folder.
+
+    Raises:
+        KeyTokenError: what the user can mend: the configuration, files, versions or the machine.
+    """
     config = load_config(overrides)
+    if runs_here(config):
+        validate_files(config)
     run_dir = Path(config.keytoken.run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    _make_run_dir(run_dir)
     OmegaConf.save(config, run_dir / "config.yaml")
     metrics = _fresh_metrics_file(run_dir)
     _set_environment(config, {"VERL_FILE_LOGGER_PATH": str(metrics)})
@@ -60,21 +64,27 @@ def train(overrides: Sequence[str]) -> Path:
     return run_dir
 
 
-def _needs_reference(kl_coef: float) -> bool:
-    return float(kl_coef) > 0.0
-
-
 def _derive(config: DictConfig) -> None:
     """Values that follow from others and so have no key of their own."""
     with open_dict(config):
-        config.keytoken.run_dir = str(Path(config.keytoken.run_dir).absolute())
-        for key in ("default_local_dir", "validation_data_dir", "rollout_data_dir"):
-            if config.trainer.get(key):
-                config.trainer[key] = str(Path(config.trainer[key]).absolute())
-        if config.trainer.device == "cpu":
+        for key in _PATHS:  # workers have other working directories than this process
+            path = OmegaConf.select(config, key)
+            if path:
+                OmegaConf.update(config, key, str(Path(path).expanduser().absolute()))
+        if config.trainer.device == "cpu" and runs_here(config):
             slots = num_slots(config)
             config.ray_kwargs.ray_init.num_gpus = slots
             config.ray_kwargs.ray_init.num_cpus = LOGICAL_CPUS_PER_SLOT * slots
+
+
+def _make_run_dir(run_dir: Path) -> None:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise ConfigurationError(
+            f"keytoken.run_dir={run_dir} cannot be made ({problem.strerror}); name a folder that can be "
+            "written."
+        ) from problem
 
 
 def _set_environment(config: DictConfig, extra: dict[str, str]) -> None:
@@ -98,7 +108,3 @@ def _fresh_metrics_file(run_dir: Path) -> Path:
         earlier = sorted(run_dir.glob("metrics.*.jsonl"))
         shutil.move(current, run_dir / f"metrics.{len(earlier):03d}.jsonl")
     return current
-
-
-def _first_lines(problem: Exception) -> str:
-    return "\n".join(line for line in str(problem).splitlines() if line.strip())

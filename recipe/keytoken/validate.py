@@ -1,12 +1,10 @@
-"""Rules that join several keys, KeyToken's and verl's; one rule, one message with its remedy.
+"""Rules that join several keys, KeyToken's and verl's; one function a rule, one message with its remedy.
 
 They run before any process starts. What one key allows by itself is checked where the key is parsed
 (:mod:`keytoken.schema`, :class:`keytoken.data.contract.SamplingContract`, verl's own dataclasses).
 """
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -15,7 +13,71 @@ from keytoken.data.contract import SamplingContract
 from keytoken.errors import ConfigurationError
 from keytoken.schema import KeyTokenConfig, unknown_name
 
-MODES = ("keytoken_separate", "keytoken_sync")
+SEPARATE, SYNC = "keytoken_separate", "keytoken_sync"
+
+# Estimators that need rewards and groups only. All but reinforce_plus_plus compare answers of one prompt.
+UNGROUPED = "reinforce_plus_plus"
+ESTIMATORS = (
+    "keytoken_grpo",
+    "grpo_passk",
+    "rloo",
+    "rloo_vectorized",
+    "opo",
+    "reinforce_plus_plus_baseline",
+    UNGROUPED,
+)
+
+_BLOCKS = (
+    *("keytoken", "algorithm", "data", "trainer", "trainer.v1", "reward", "ray_kwargs.ray_init"),
+    *("actor_rollout_ref", "actor_rollout_ref.model", "actor_rollout_ref.rollout", "actor_rollout_ref.ref"),
+    *("actor_rollout_ref.actor", "actor_rollout_ref.actor.optim", "actor_rollout_ref.actor.fsdp_config"),
+)
+
+# Keys that are multiplied and divided below and in verl, with the smallest value they take.
+_COUNTS = {
+    "trainer.nnodes": 1,
+    "trainer.n_gpus_per_node": 1,
+    "trainer.v1.separate_async.parameter_sync_step": 1,
+    "data.train_batch_size": 1,
+    "data.max_prompt_length": 1,
+    "data.max_response_length": 1,
+    "actor_rollout_ref.actor.ppo_mini_batch_size": 1,
+    "actor_rollout_ref.actor.ppo_epochs": 1,
+    "actor_rollout_ref.actor.ulysses_sequence_parallel_size": 1,
+    "actor_rollout_ref.rollout.n": 1,
+    "actor_rollout_ref.rollout.nnodes": 0,
+    "actor_rollout_ref.rollout.n_gpus_per_node": 1,
+    "actor_rollout_ref.rollout.tensor_model_parallel_size": 1,
+    "actor_rollout_ref.rollout.max_num_batched_tokens": 1,
+}
+
+# Keys that verl's own loss and trainers read and KeyToken's do not: verl's default, and what to set instead.
+_CLIP = "set keytoken.method.loss.clip_low and keytoken.method.loss.clip_high"
+_AGGREGATION = "set keytoken.method.loss.normalizer and keytoken.method.loss.level"
+INERT = {
+    "actor_rollout_ref.actor.clip_ratio": (0.2, _CLIP),
+    "actor_rollout_ref.actor.clip_ratio_low": (0.2, _CLIP),
+    "actor_rollout_ref.actor.clip_ratio_high": (0.2, _CLIP),
+    "actor_rollout_ref.actor.clip_ratio_c": (3.0, "set keytoken.method.loss.dual_clip"),
+    "actor_rollout_ref.actor.kl_loss_coef": (0.001, "set keytoken.method.loss.kl_coef"),
+    "actor_rollout_ref.actor.kl_loss_type": ("low_var_kl", "set keytoken.method.loss.kl_clamp"),
+    "actor_rollout_ref.actor.loss_agg_mode": ("token-mean", _AGGREGATION),
+    "actor_rollout_ref.actor.loss_scale_factor": (None, _AGGREGATION),
+    "actor_rollout_ref.actor.policy_loss.loss_mode": (
+        "vanilla",
+        "choose a method=... and set keytoken.method.loss",
+    ),
+    "actor_rollout_ref.actor.entropy_coeff": (0, "KeyToken's loss has no entropy term"),
+    "actor_rollout_ref.actor.ppo_micro_batch_size": (
+        None,
+        "set actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu",
+    ),
+    "algorithm.filter_groups.max_num_gen_batches": (
+        0,
+        "set algorithm.filter_groups.max_inflight_gen_batches",
+    ),
+    "trainer.v1.separate_async.hybrid_rollout.enable_switch": (False, "the pools of a run keep their GPUs"),
+}
 
 
 def validate_run(config: DictConfig) -> KeyTokenConfig:
@@ -27,98 +89,220 @@ def validate_run(config: DictConfig) -> KeyTokenConfig:
     Raises:
         ConfigurationError: for the first rule that is broken.
     """
+    _blocks_and_counts(config)
     block = OmegaConf.to_container(config.keytoken, resolve=True)
     keytoken = KeyTokenConfig.from_mapping(block)  # type: ignore[arg-type]
-    if keytoken.method.name not in METHODS:
-        raise ConfigurationError(
-            unknown_name(f"method keytoken.method.name={keytoken.method.name}", keytoken.method.name, METHODS, "methods")
-        )
-    try:
-        SamplingContract(**keytoken.sampling)
-    except TypeError as problem:
-        raise ConfigurationError(f"keytoken.sampling: {problem}") from problem
-    for rule in _RULES:
+    for rule in RULES:
         rule(config, keytoken)
     return keytoken
 
 
-def num_slots(config: DictConfig) -> int:
-    """GPUs (logical slots on a CPU) that all pools of a run ask for together."""
-    slots = config.trainer.nnodes * config.trainer.n_gpus_per_node
-    rollout = config.actor_rollout_ref.rollout
-    if not config.actor_rollout_ref.hybrid_engine:
-        slots += rollout.nnodes * rollout.n_gpus_per_node
-    if config.keytoken.attribution.placement == "pool" and _has_views(config):
-        slots += config.keytoken.attribution.num_workers
-    return int(slots)
+def _blocks_and_counts(config: DictConfig) -> None:
+    """Before all other rules, which take blocks for blocks and counts for counts."""
+    for name in _BLOCKS:
+        value = OmegaConf.select(config, name)
+        if not isinstance(value, DictConfig):
+            raise ConfigurationError(
+                f"{name} is {value!r}; it is a block of keys, set one of them: {name}.KEY=VALUE."
+            )
+    for key, least in _COUNTS.items():
+        value = OmegaConf.select(config, key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ConfigurationError(f"{key} is {value!r}; give it a whole number of at least {least}.")
 
 
-def _has_views(config: DictConfig) -> bool:
-    selection = config.keytoken.method.selection
-    return selection is not None and max(selection.visual_ratio, selection.temporal_ratio) > 0
+def _method(config: DictConfig, keytoken: KeyTokenConfig) -> None:
+    name = keytoken.method.name
+    if name not in METHODS:
+        raise ConfigurationError(
+            unknown_name(f"method keytoken.method.name={name}", name, METHODS, "methods")
+        )
+    if name == "grpo" and keytoken.method.selection is not None:
+        raise ConfigurationError(
+            "keytoken.method.name=grpo weighs all tokens alike, but keytoken.method.selection is set; use "
+            "keytoken.method.selection=null, or method=video_ktr."
+        )
+
+
+def _sampling(config: DictConfig, keytoken: KeyTokenConfig) -> None:
+    known = SamplingContract.__dataclass_fields__
+    for key, value in keytoken.sampling.items():
+        if key not in known:
+            raise ConfigurationError(unknown_name(f"key keytoken.sampling.{key}", key, known, "keys"))
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            raise ConfigurationError(f"keytoken.sampling.{key} is {value!r}; give it a number.")
+    SamplingContract(**keytoken.sampling)
 
 
 def _mode(config: DictConfig, keytoken: KeyTokenConfig) -> None:
     mode = config.trainer.v1.trainer_mode
-    if mode not in MODES:
-        raise ConfigurationError(f"trainer.v1.trainer_mode is {mode!r}; use one of {', '.join(MODES)}.")
-    separate = mode == "keytoken_separate"
+    if mode not in (SEPARATE, SYNC) or not config.trainer.use_v1:
+        raise ConfigurationError(
+            f"trainer.v1.trainer_mode is {mode!r}, with "
+            f"trainer.use_v1={str(config.trainer.use_v1).lower()}; use {SEPARATE} or {SYNC}, with "
+            "trainer.use_v1=true. pools=three_pools and pools=one_device set them."
+        )
+    separate = mode == SEPARATE
     if separate == bool(config.actor_rollout_ref.hybrid_engine):
         raise ConfigurationError(
-            f"trainer.v1.trainer_mode={mode} needs actor_rollout_ref.hybrid_engine={str(not separate).lower()}; "
-            "choose the pair with pools=three_pools or pools=one_device."
+            f"trainer.v1.trainer_mode={mode} needs "
+            f"actor_rollout_ref.hybrid_engine={str(not separate).lower()}; choose the pair with "
+            "pools=three_pools or pools=one_device."
         )
     if not separate and keytoken.attribution.placement == "pool" and keytoken.method.views:
         raise ConfigurationError(
-            "keytoken.attribution.placement=pool needs trainer.v1.trainer_mode=keytoken_separate, whose weight "
-            "broadcast feeds the attribution group; with keytoken_sync use keytoken.attribution.placement=actor."
+            f"keytoken.attribution.placement=pool needs trainer.v1.trainer_mode={SEPARATE}, whose weight "
+            f"broadcast feeds the attribution group; with {SYNC} use keytoken.attribution.placement=actor."
         )
 
 
-def _group(config: DictConfig, keytoken: KeyTokenConfig) -> None:
-    size = config.actor_rollout_ref.rollout.n
-    if config.algorithm.adv_estimator.startswith("grpo") and size < 2:
+def _weight_transport(config: DictConfig, keytoken: KeyTokenConfig) -> None:
+    key = "actor_rollout_ref.rollout.checkpoint_engine.backend"
+    backend = OmegaConf.select(config, key)
+    separate = config.trainer.v1.trainer_mode == SEPARATE
+    if separate and backend == "naive":
         raise ConfigurationError(
-            f"actor_rollout_ref.rollout.n={size}: a group of one answer has no advantage, every update would be "
-            "zero. Use 2 or more answers a prompt, such as actor_rollout_ref.rollout.n=8."
+            f"{key}=naive moves weights inside one process; pools of their own need nccl."
+        )
+    if separate and config.trainer.device == "cpu" and backend == "nccl":
+        raise ConfigurationError(f"{key}=nccl needs GPUs; platform=cpu sets keytoken_gloo.")
+    if separate and config.actor_rollout_ref.rollout.nnodes < 1:
+        raise ConfigurationError(
+            "actor_rollout_ref.rollout.nnodes=0 leaves no node for the rollout pool; set it to 1 or more."
+        )
+
+
+def _advantage(config: DictConfig, keytoken: KeyTokenConfig) -> None:
+    name, rollout = config.algorithm.adv_estimator, config.actor_rollout_ref.rollout
+    if name not in ESTIMATORS:
+        raise ConfigurationError(
+            f"algorithm.adv_estimator={name}: use one of {', '.join(ESTIMATORS)}. verl's own grpo has its "
+            "epsilon built in (keytoken_grpo is the same with keytoken.method.advantage_epsilon=1e-6), and "
+            "estimators with a critic have no place in the pools."
+        )
+    if rollout.n < 2 and name != UNGROUPED:
+        raise ConfigurationError(
+            f"actor_rollout_ref.rollout.n={rollout.n}: a group of one answer has no baseline to compare "
+            "with. Use 2 or more answers a prompt, such as actor_rollout_ref.rollout.n=8."
+        )
+    if not rollout.temperature > 0:
+        raise ConfigurationError(
+            f"actor_rollout_ref.rollout.temperature={rollout.temperature}: all answers of a group would be "
+            "the same and have no advantage. Use a temperature above 0, such as 1.0."
         )
 
 
 def _mini_batch(config: DictConfig, keytoken: KeyTokenConfig) -> None:
     actor, data = config.actor_rollout_ref.actor, config.data
-    steps = config.trainer.v1.separate_async.parameter_sync_step
-    expected = data.train_batch_size // steps if config.trainer.v1.trainer_mode == MODES[0] else data.train_batch_size
-    if actor.ppo_mini_batch_size != expected:
+    steps = (
+        config.trainer.v1.separate_async.parameter_sync_step
+        if config.trainer.v1.trainer_mode == SEPARATE
+        else 1
+    )
+    if actor.ppo_mini_batch_size * steps != data.train_batch_size:
         raise ConfigurationError(
-            f"actor_rollout_ref.actor.ppo_mini_batch_size={actor.ppo_mini_batch_size} must be {expected}, the "
-            "prompts of one update: the loss divides by counts of the whole mini-batch. Set it, or "
+            f"actor_rollout_ref.actor.ppo_mini_batch_size={actor.ppo_mini_batch_size} must be the prompts "
+            f"of one update, data.train_batch_size={data.train_batch_size} over {steps}: the loss divides "
+            "by counts of the whole mini-batch. Set one of them, such as "
             f"data.train_batch_size={actor.ppo_mini_batch_size * steps}."
         )
-    rows = expected * config.actor_rollout_ref.rollout.n
-    ranks = config.trainer.nnodes * config.trainer.n_gpus_per_node
-    per_rank = actor.ppo_micro_batch_size_per_gpu
-    if not actor.use_dynamic_bsz and (rows % ranks or per_rank is None or (rows // ranks) % per_rank):
+
+
+def _micro_batches(config: DictConfig, keytoken: KeyTokenConfig) -> None:
+    actor = config.actor_rollout_ref.actor
+    rows = actor.ppo_mini_batch_size * config.actor_rollout_ref.rollout.n
+    ranks = config.trainer.nnodes * config.trainer.n_gpus_per_node // actor.ulysses_sequence_parallel_size
+    if ranks < 1 or rows % ranks:
         raise ConfigurationError(
-            f"{rows} answers over {ranks} actor ranks in micro-batches of {per_rank}: they do not divide. Change "
-            "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu, data.train_batch_size or rollout.n."
+            f"{rows} answers of an update do not divide over {ranks} actor ranks. Change "
+            "data.train_batch_size, actor_rollout_ref.rollout.n or trainer.n_gpus_per_node."
+        )
+    if actor.use_dynamic_bsz:
+        longest = config.data.max_prompt_length + config.data.max_response_length
+        room = actor.ppo_max_token_len_per_gpu * actor.ulysses_sequence_parallel_size
+        if room < longest:
+            raise ConfigurationError(
+                f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={actor.ppo_max_token_len_per_gpu} has "
+                f"no room for one answer of data.max_prompt_length + data.max_response_length = {longest} "
+                "tokens; raise it."
+            )
+    elif actor.ppo_micro_batch_size_per_gpu is None or (rows // ranks) % actor.ppo_micro_batch_size_per_gpu:
+        raise ConfigurationError(
+            f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={actor.ppo_micro_batch_size_per_gpu} "
+            f"does not divide the {rows // ranks} answers of an actor rank. Change it, or set "
+            "actor_rollout_ref.actor.use_dynamic_bsz=true."
         )
 
 
 def _loss(config: DictConfig, keytoken: KeyTokenConfig) -> None:
-    actor = config.actor_rollout_ref.actor
-    if actor.entropy_coeff != 0:
+    actor, loss = config.actor_rollout_ref.actor, keytoken.method.loss
+    if bool(actor.use_kl_loss) != (loss.kl_coef > 0):
         raise ConfigurationError(
-            "actor_rollout_ref.actor.entropy_coeff has no place in KeyToken's loss; leave it at 0."
+            "actor_rollout_ref.actor.use_kl_loss follows keytoken.method.loss.kl_coef; change that one "
+            "instead."
         )
-    if bool(actor.use_kl_loss) != (keytoken.method.loss.kl_coef > 0):
+    steps = (
+        config.trainer.v1.separate_async.parameter_sync_step
+        if config.trainer.v1.trainer_mode == SEPARATE
+        else 1
+    )
+    if loss.clip_low is None and actor.ppo_epochs * steps > 1:
         raise ConfigurationError(
-            "actor_rollout_ref.actor.use_kl_loss follows keytoken.method.loss.kl_coef; change that one instead."
+            "keytoken.method.loss.clip_low=null is for one update a batch, where the ratio is 1; with "
+            f"actor_rollout_ref.actor.ppo_epochs={actor.ppo_epochs} and "
+            f"trainer.v1.separate_async.parameter_sync_step={steps} set clip_low and clip_high, such as 0.2."
         )
-    correction = config.algorithm.get("rollout_correction")
-    if correction and (correction.get("bypass_mode") or correction.get("rollout_is")):
+
+
+def _inert(config: DictConfig, keytoken: KeyTokenConfig) -> None:
+    for key, (default, instead) in INERT.items():
+        value = OmegaConf.select(config, key)
+        if value != default:
+            raise ConfigurationError(
+                f"{key}={value} has no effect on KeyToken's training: {instead}. Leave the key at {default}."
+            )
+
+
+def _rollout_correction(config: DictConfig, keytoken: KeyTokenConfig) -> None:
+    correction = config.algorithm.get("rollout_correction") or {}
+    reasons = {
+        "bypass_mode": (False, "bypass mode computes no entropies to select tokens by"),
+        "rollout_is": (None, "importance weights are not in KeyToken's loss"),
+        "rollout_rs": (None, "rejection edits the response mask, which is the real length of an answer here"),
+    }
+    for name, (default, reason) in reasons.items():
+        if correction.get(name, default) != default:
+            raise ConfigurationError(
+                f"algorithm.rollout_correction.{name}={correction[name]}: {reason}. Leave it at "
+                f"{str(default).lower().replace('none', 'null')}."
+            )
+
+
+def _rollout(config: DictConfig, keytoken: KeyTokenConfig) -> None:
+    rollout, data = config.actor_rollout_ref.rollout, config.data
+    if rollout.name != "vllm":
         raise ConfigurationError(
-            "algorithm.rollout_correction: bypass mode has no entropies to select by, and importance weights are "
-            "not in KeyToken's loss; leave bypass_mode=false and rollout_is=null."
+            f"actor_rollout_ref.rollout.name={rollout.name}: KeyToken runs with vllm only."
+        )
+    longest = data.max_prompt_length + data.max_response_length
+    if rollout.max_model_len is not None and rollout.max_model_len < longest:
+        raise ConfigurationError(
+            f"actor_rollout_ref.rollout.max_model_len={rollout.max_model_len} is below "
+            f"data.max_prompt_length + data.max_response_length = {longest}: long prompts would lose their "
+            "answers. Raise it, or set it to null."
+        )
+    window = rollout.max_model_len or longest
+    if not rollout.enable_chunked_prefill and rollout.max_num_batched_tokens < window:
+        raise ConfigurationError(
+            f"actor_rollout_ref.rollout.max_num_batched_tokens={rollout.max_num_batched_tokens} cannot hold "
+            f"one prompt of up to {window} tokens in one piece; raise it, or set "
+            "actor_rollout_ref.rollout.enable_chunked_prefill=true (GPUs only)."
+        )
+    gpus = rollout.n_gpus_per_node
+    if config.trainer.v1.trainer_mode == SEPARATE and gpus % rollout.tensor_model_parallel_size:
+        raise ConfigurationError(
+            f"actor_rollout_ref.rollout.tensor_model_parallel_size={rollout.tensor_model_parallel_size} "
+            f"does not divide actor_rollout_ref.rollout.n_gpus_per_node={gpus}; change one of them."
         )
 
 
@@ -127,54 +311,51 @@ def _model(config: DictConfig, keytoken: KeyTokenConfig) -> None:
     if not keytoken.method.views:
         return
     if actor.strategy != "fsdp2":
-        raise ConfigurationError(f"actor_rollout_ref.actor.strategy={actor.strategy}: attribution needs fsdp2.")
+        raise ConfigurationError(
+            f"actor_rollout_ref.actor.strategy={actor.strategy}: attribution needs fsdp2."
+        )
     if actor.ulysses_sequence_parallel_size > 1:
         raise ConfigurationError(
             "actor_rollout_ref.actor.ulysses_sequence_parallel_size > 1: the attribution passes read answer "
             "rows of whole sequences; set it to 1."
         )
-    reduced = (actor.fsdp_config.get("mixed_precision") or {}).get("param_dtype", "bf16") not in ("fp32", "float32")
+    reduced = (actor.fsdp_config.get("mixed_precision") or {}).get("param_dtype", "bf16") not in (
+        "fp32",
+        "float32",
+    )
     if reduced and not keytoken.attribution.check_base:
         raise ConfigurationError(
-            "keytoken.attribution.check_base=false takes the actor's log-probs as the real side, which is exact "
-            "in fp32 only; set it to true for bf16 and fp16."
+            "keytoken.attribution.check_base=false takes the actor's log-probs as the real side, which is "
+            "exact in fp32 only; set it to true for bf16 and fp16."
         )
-    if model.get("lora_rank", 0) > 0:
-        raise ConfigurationError("actor_rollout_ref.model.lora_rank > 0: attribution of adapters is not supported.")
+    if model.get("lora_rank", 0) > 0 or model.lora.rank > 0:
+        raise ConfigurationError(
+            "actor_rollout_ref.model.lora_rank > 0: attribution of adapters is not supported; set it to 0."
+        )
 
 
 def _attribution_rows(config: DictConfig, keytoken: KeyTokenConfig) -> None:
-    rows = config.data.train_batch_size * config.actor_rollout_ref.rollout.n
+    rows = config.actor_rollout_ref.actor.ppo_mini_batch_size * config.actor_rollout_ref.rollout.n
     workers = keytoken.attribution.num_workers
     if keytoken.method.views and keytoken.attribution.placement == "pool" and rows % workers:
         raise ConfigurationError(
-            f"keytoken.attribution.num_workers={workers} does not divide the {rows} answers of a step."
+            f"keytoken.attribution.num_workers={workers} does not divide the {rows} answers of an update; "
+            "change it, or data.train_batch_size."
         )
 
 
-def _files(config: DictConfig, keytoken: KeyTokenConfig) -> None:
-    named = {
-        "data.train_files": config.data.train_files,
-        "data.val_files": config.data.val_files,
-        "actor_rollout_ref.model.path": config.actor_rollout_ref.model.path,
-    }
-    for key, value in named.items():
-        for path in [value] if isinstance(value, str) else value:
-            local = os.path.isabs(os.path.expanduser(path)) or path.startswith(".")
-            if local and not Path(path).expanduser().exists():
-                raise ConfigurationError(f"{key}: {path} does not exist on this machine.")
-
-
-_RULES: tuple[Callable[[DictConfig, KeyTokenConfig], None], ...] = (
+RULES: tuple[Callable[[DictConfig, KeyTokenConfig], None], ...] = (
+    _method,
+    _sampling,
     _mode,
-    _group,
+    _weight_transport,
+    _advantage,
     _mini_batch,
+    _micro_batches,
     _loss,
+    _inert,
+    _rollout_correction,
+    _rollout,
     _model,
     _attribution_rows,
 )
-
-
-def validate_files(config: DictConfig, keytoken: KeyTokenConfig) -> None:
-    """Check that local files named in the configuration exist; needs the machine that will run the job."""
-    _files(config, keytoken)

@@ -9,16 +9,19 @@ from __future__ import annotations
 import torch
 
 
-def group_advantages(rewards: torch.Tensor, group: torch.Tensor, epsilon: float) -> torch.Tensor:
+def group_advantages(
+    rewards: torch.Tensor, group: torch.Tensor, epsilon: float, divide_by_std: bool = True
+) -> torch.Tensor:
     """(r - mean) / (std + epsilon) within each group, with the unbiased standard deviation.
 
-    A group whose rewards are all equal gets exactly 0. A group of one has no baseline; as in verl its
-    advantage is r / (1 + epsilon).
+    A group whose rewards are all equal gets exactly 0. A group of one has no baseline: as in verl its mean
+    counts as 0 and its standard deviation as 1.
 
     Args:
         rewards: [B] float.
         group: [B] integer, equal for answers to the same prompt.
         epsilon: Added to the standard deviation.
+        divide_by_std: When false r - mean, as in Dr. GRPO (arXiv 2503.20783).
 
     Returns:
         [B] float.
@@ -27,10 +30,10 @@ def group_advantages(rewards: torch.Tensor, group: torch.Tensor, epsilon: float)
     for member in group.unique():
         rows = group == member
         own = rewards[rows]
-        if own.numel() == 1:
-            advantages[rows] = own / (1.0 + epsilon)
-        elif bool((own == own[0]).all()):
+        alone = own.numel() == 1
+        if not alone and bool((own == own[0]).all()):
             advantages[rows] = 0.0  # the rounded mean may differ from the common value in the last bit
-        else:
-            advantages[rows] = (own - own.mean()) / (own.std() + epsilon)
+            continue
+        mean, std = (0.0, 1.0) if alone else (own.mean(), own.std())
+        advantages[rows] = (own - mean) / (std + epsilon) if divide_by_std else own - mean
     return advantages

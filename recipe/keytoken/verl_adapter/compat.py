@@ -37,7 +37,7 @@ from verl.single_controller.ray.base import (
     ResourcePoolManager,
 )
 from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
-from verl.trainer.ppo.core_algos import agg_loss
+from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, agg_loss, register_adv_est
 from verl.trainer.ppo.utils import Role, need_critic, need_reference_policy
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ as _AgentLoopWorkerActor
@@ -75,6 +75,7 @@ from keytoken.verl_adapter.shims.resident_engine import use_resident_engine
 AgentLoopWorkerTQ: type = _AgentLoopWorkerActor.__ray_metadata__.modified_class
 
 __all__ = [
+    "ADV_ESTIMATOR_REGISTRY",
     "ActorRolloutRefWorker",
     "AgentLoopBase",
     "AgentLoopManager",
@@ -133,6 +134,7 @@ __all__ = [
     "omega_conf_to_dataclass",
     "ppo_loss",
     "quiet_separate_async_logger",
+    "register_adv_est",
     "register_agent_loop",
     "register_trainer",
     "register_worker_method",

@@ -6,7 +6,6 @@ from typing import Any
 import ray
 from omegaconf import DictConfig
 
-from keytoken.errors import ClusterError
 from keytoken.schema import KeyTokenConfig
 from keytoken.verl_adapter.compat import (
     CheckpointEngineManager,
@@ -14,6 +13,7 @@ from keytoken.verl_adapter.compat import (
     RayWorkerGroup,
     ResourcePoolManager,
 )
+from keytoken.verl_adapter.machine import check_slots
 from keytoken.workers.actors import AttributionWorker
 
 POOL = "attribution_pool"
@@ -32,13 +32,7 @@ def require_slots(needed: int) -> None:
     Raises:
         ClusterError: the pools need more GPUs (logical slots on a CPU) than the cluster has.
     """
-    present = int(ray.cluster_resources().get("GPU", 0))
-    if present < needed:
-        raise ClusterError(
-            f"The pools of this run need {needed} GPUs, the Ray cluster has {present}. Add nodes, or make the "
-            "pools smaller: trainer.nnodes x trainer.n_gpus_per_node (actor), actor_rollout_ref.rollout.nnodes x "
-            "n_gpus_per_node (rollout), keytoken.attribution.num_workers (attribution); pools=one_device needs one."
-        )
+    check_slots(needed, present=int(ray.cluster_resources().get("GPU", 0)))
 
 
 def start_group(manager: ResourcePoolManager, config: DictConfig, keytoken: KeyTokenConfig) -> RayWorkerGroup:

@@ -4,7 +4,11 @@ from typing import Any
 
 import ray
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from ray.exceptions import RayTaskError
 
+from keytoken.errors import ClusterError, ConfigurationError, KeyTokenError
+from keytoken.resources import runs_here
 from keytoken.verl_adapter.compat import (
     TaskRunnerV1,
     need_critic,
@@ -12,6 +16,8 @@ from keytoken.verl_adapter.compat import (
     run_ppo,
     validate_config,
 )
+from keytoken.verl_adapter.machine import check_machine
+from keytoken.verl_adapter.stack import check_stack
 
 
 def _plain_class(actor_class: Any) -> type:
@@ -19,8 +25,11 @@ def _plain_class(actor_class: Any) -> type:
     return actor_class.__ray_metadata__.modified_class
 
 
+_TaskRunner: Any = _plain_class(TaskRunnerV1)
+
+
 @ray.remote(num_cpus=1)
-class KeyTokenTaskRunner(_plain_class(TaskRunnerV1)):
+class KeyTokenTaskRunner(_TaskRunner):
     """Registers the modes before verl looks one up; the rest is verl's."""
 
     def run(self, config: DictConfig) -> None:
@@ -31,8 +40,48 @@ class KeyTokenTaskRunner(_plain_class(TaskRunnerV1)):
 
 
 def run(config: DictConfig) -> None:
-    """Validate by verl's rules and run the job on the cluster that Ray finds, or on a local one."""
-    validate_config(
-        config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config)
-    )
-    run_ppo(config, task_runner_class=KeyTokenTaskRunner)
+    """Validate by verl's rules and run the job on the cluster that Ray finds, or on a local one.
+
+    Raises:
+        ConfigurationError: verl refuses the configuration, or the installed stack cannot run it.
+        ClusterError: the machine or the cluster cannot hold the run.
+        KeyTokenError: whatever a process of the run raised of these.
+    """
+    check_by_verl(config)
+    if runs_here(config):
+        check_stack(config)
+    check_machine(config)
+    try:
+        run_ppo(config, task_runner_class=KeyTokenTaskRunner)
+    except RayTaskError as problem:
+        raise own_error(problem) or problem from problem
+    except ValueError as problem:
+        if "existing cluster" not in str(problem):
+            raise
+        raise ClusterError(
+            "A Ray cluster is running on this machine, and a local run would join it by accident. Stop it "
+            "(`ray stop`), or say what is meant: RAY_ADDRESS=local for a Ray of its own, RAY_ADDRESS=auto "
+            "to join."
+        ) from problem
+
+
+def check_by_verl(config: DictConfig) -> None:
+    """verl's own checks, each of which raises another kind of error.
+
+    Raises:
+        ConfigurationError: with verl's words.
+    """
+    try:
+        validate_config(
+            config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config)
+        )
+    except (AssertionError, ValueError, TypeError, NotImplementedError, OmegaConfBaseException) as problem:
+        words = " ".join(str(problem).split()) or type(problem).__name__
+        raise ConfigurationError(f"verl refuses the configuration: {words}") from problem
+
+
+def own_error(problem: BaseException) -> KeyTokenError | None:
+    """The error of ours below Ray's wrappings, one for each process it passed through; None without one."""
+    while isinstance(problem, RayTaskError):
+        problem = problem.cause
+    return problem if isinstance(problem, KeyTokenError) else None

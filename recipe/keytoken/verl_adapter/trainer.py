@@ -18,10 +18,11 @@ from transfer_queue import KVBatchMeta
 from keytoken import fields
 from keytoken.attribution.methods import compute_token_weights
 from keytoken.errors import ClusterError, NonFiniteError, WeightSyncError
+from keytoken.resources import num_slots
 from keytoken.schema import KeyTokenConfig
-from keytoken.validate import num_slots
 from keytoken.verl_adapter import batch as batches
 from keytoken.verl_adapter import export, pools
+from keytoken.verl_adapter.advantage import install_estimator
 from keytoken.verl_adapter.bounded import bounded
 from keytoken.verl_adapter.compat import (
     PPOTrainerSeparateAsync,
@@ -51,6 +52,7 @@ class AttributionSteps:
         self.keytoken = KeyTokenConfig.from_mapping(OmegaConf.to_container(config.keytoken, resolve=True))
         self._passes: Any = None
         self._pass_outputs: tuple[str, ...] = ()
+        install_estimator(self.keytoken.method.advantage_epsilon)
         super().__init__(config)
 
     @property

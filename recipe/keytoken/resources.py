@@ -1,0 +1,59 @@
+"""What a configuration asks of the place where it runs: slots, files, and whether that is this machine."""
+
+import os
+import re
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from keytoken.errors import ConfigurationError
+
+
+def validate_files(config: DictConfig) -> None:
+    """Check that the local files which the configuration names exist; for a run on this machine.
+
+    Raises:
+        ConfigurationError: names the key, the path and the remedy.
+    """
+    for key in ("data.train_files", "data.val_files"):
+        value = OmegaConf.select(config, key)
+        for path in [value] if isinstance(value, str) else value or []:
+            if "://" not in path and not Path(path).expanduser().exists():
+                raise ConfigurationError(f"{key}: {path} does not exist on this machine; {_demo_hint(path)}.")
+    path = config.actor_rollout_ref.model.path
+    folder = Path(path).expanduser()
+    # "name" and "owner/name" are hub ids unless such a folder exists.
+    local = folder.is_dir() or not ("://" in path or re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", path))
+    if local and not (folder / "config.json").is_file():
+        raise ConfigurationError(
+            f"actor_rollout_ref.model.path: {path} holds no model (no config.json); {_demo_hint(path)}."
+        )
+
+
+def _demo_hint(path: str) -> str:
+    demo = os.environ.get("KEYTOKEN_DEMO_DIR")
+    if demo and path.startswith(demo):
+        return "run `keytoken demo --prepare-only`, and set KEYTOKEN_DEMO_DIR to the folder that it prints"
+    return "give the path of one that does"
+
+
+def runs_here(config: DictConfig) -> bool:
+    """Whether the run starts its own Ray on this machine, and does not join a cluster."""
+    address = os.environ.get("RAY_ADDRESS") or config.ray_kwargs.ray_init.get("address")
+    return address in (None, "", "local")
+
+
+def num_slots(config: DictConfig) -> int:
+    """GPUs (logical slots on a CPU) that all pools of a run ask for together."""
+    slots = config.trainer.nnodes * config.trainer.n_gpus_per_node
+    rollout = config.actor_rollout_ref.rollout
+    if not config.actor_rollout_ref.hybrid_engine:
+        slots += rollout.nnodes * rollout.n_gpus_per_node
+    if config.keytoken.attribution.placement == "pool" and _has_views(config):
+        slots += config.keytoken.attribution.num_workers
+    return int(slots)
+
+
+def _has_views(config: DictConfig) -> bool:
+    selection = config.keytoken.method.selection
+    return selection is not None and max(selection.visual_ratio, selection.temporal_ratio) > 0

@@ -1,0 +1,83 @@
+"""The estimator as verl calls it, against verl's own GRPO."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from keytoken.validate import ESTIMATORS
+from keytoken.verl_adapter.advantage import NAME, grpo_advantages, install_estimator
+
+# isort: split
+from verl import DataProto
+from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
+from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
+
+
+def ragged_batch(sizes: list[int], seed: int = 0) -> tuple[DataProto, list[str]]:
+    """Interleaved groups of the given sizes, answers of 1 to 9 tokens, the reward on the last token."""
+    generator = torch.Generator().manual_seed(seed)
+    prompts = [f"prompt-{number}" for number, size in enumerate(sizes) for _ in range(size)]
+    order = torch.randperm(len(prompts), generator=generator)
+    uids = np.array([prompts[row] for row in order], dtype=object)
+    lengths = torch.randint(1, 10, (len(uids),), generator=generator)
+    mask = (torch.arange(9) < lengths[:, None]).long()
+    rewards = torch.zeros(len(uids), 9)
+    rewards[torch.arange(len(uids)), lengths - 1] = torch.randn(len(uids), generator=generator)
+    data = DataProto.from_single_dict({"token_level_rewards": rewards, "response_mask": mask, "uid": uids})
+    return data, [f"{uid}_{row}_0" for row, uid in enumerate(uids)]
+
+
+def advantages(estimator: str, by_std: bool = True, sizes: tuple[int, ...] = (8, 3, 2, 5, 1)) -> torch.Tensor:
+    """By verl's own entry point, with the arguments of its trainer."""
+    data, keys = ragged_batch(list(sizes))
+    algorithm = OmegaConf.create({"norm_adv_by_std_in_grpo": by_std, "gamma": 1.0})
+    result = compute_advantage_for_multi_trajectories(
+        data, keys, estimator, norm_adv_by_std_in_grpo=by_std, config=algorithm
+    )
+    return result.batch["advantages"]
+
+
+@pytest.fixture(autouse=True)
+def _leave_the_registry_alone() -> Any:
+    yield
+    ADV_ESTIMATOR_REGISTRY.pop(NAME, None)
+
+
+@pytest.mark.parametrize("by_std", [True, False])
+def test_equals_verl_at_its_epsilon(by_std: bool) -> None:
+    install_estimator(1e-6)
+    ours, theirs = advantages(NAME, by_std), advantages("grpo", by_std)
+    assert theirs.abs().max() > 0.5
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+def test_the_epsilon_is_the_installed_one() -> None:
+    """(std + 1e-6) / (std + 1e-4) is what the epsilon changes; the last installation counts."""
+    install_estimator(1e-6)
+    install_estimator(1e-4)
+    ours, theirs = advantages(NAME, sizes=(8,)), advantages("grpo", sizes=(8,))
+    data, _ = ragged_batch([8])
+    std = data.batch["token_level_rewards"].sum(-1).double().std()
+    expected = theirs.double() * (std + 1e-6) / (std + 1e-4)
+    torch.testing.assert_close(ours.double(), expected, rtol=1e-6, atol=1e-7)
+    assert not torch.allclose(ours, theirs, rtol=1e-5, atol=0)
+
+
+def test_equal_rewards_give_zero_where_verl_divides_a_rounding_error() -> None:
+    mask = torch.ones(6, 1)
+    rewards, index = torch.full((6, 1), 0.1), np.array(["p"] * 6, dtype=object)
+    ours, _ = grpo_advantages(rewards, mask, index, OmegaConf.create({}), epsilon=1e-6)
+    assert ours.tolist() == [[0.0]] * 6
+
+
+@pytest.mark.parametrize("estimator", [name for name in ESTIMATORS if name != NAME])
+def test_the_other_allowed_estimators_are_verls_and_run(estimator: str) -> None:
+    values = advantages(estimator, sizes=(4, 4))
+    assert values.shape == (8, 9)
+    assert values.isfinite().all()
+    assert values.abs().max() > 0
