@@ -75,7 +75,8 @@ def test_decoders_agree_on_real_clips(name: str, shared_data: Path) -> None:
 
 
 def test_corrupted_clip_gives_one_clear_error(shared_data: Path) -> None:
-    with pytest.raises(ClipError, match=r"corrupted\.mp4: cannot be decoded \(decord: .*; pyav: .*re-encode") as info:
+    pattern = r"corrupted\.mp4: cannot be decoded \(decord: .*; pyav: .*re-encode"
+    with pytest.raises(ClipError, match=pattern) as info:
         read_clip(shared_data / "videos" / "corrupted.mp4", CONTRACT)
     assert "\n" not in str(info.value)
 

@@ -25,9 +25,7 @@ def _vllm_positions(ids: list[int], media: list[tuple], tokens_per_second: float
         data = {f"{kind}_grid_thw": SimpleNamespace(data=torch.tensor(grid))}
         if kind == "video":
             data["second_per_grid_ts"] = SimpleNamespace(data=torch.tensor(seconds, dtype=torch.float32))
-        features.append(
-            SimpleNamespace(modality=kind, data=data, mm_position=SimpleNamespace(offset=offset))
-        )
+        features.append(SimpleNamespace(modality=kind, data=data, mm_position=SimpleNamespace(offset=offset)))
     return model.get_mrope_input_positions(stand_in, ids, features)[0]
 
 

@@ -43,7 +43,8 @@ def test_unreadable_clips_are_listed_and_the_rest_is_kept(tmp_path: Path) -> Non
     scan_parquet(tmp_path / "all.parquet", CONTRACT, kept_file=kept, quarantine_file=listed)
     assert pq.read_table(kept).to_pylist() == [rows[0], rows[2]]
     found = [json.loads(line) for line in listed.read_text().splitlines()]
-    assert [(entry["row"], Path(entry["path"]).name) for entry in found] == [(1, "empty.mp4"), (3, "gone.mp4")]
+    named = [(entry["row"], Path(entry["path"]).name) for entry in found]
+    assert named == [(1, "empty.mp4"), (3, "gone.mp4")]
     assert "is empty" in found[0]["reason"] and "no such file" in found[1]["reason"]
 
     pq.write_table(pa.Table.from_pylist([rows[1]]), tmp_path / "bad.parquet")

@@ -17,7 +17,11 @@ def test_loss_falls_and_a_seed_repeats(encoder: Encoder) -> None:
     for _ in range(2):
         model = build_model(encoder.tokenizer, seed=0)
         losses = warm_start(model, encoder, TINY, seed=0)
-        assert {name: len(stage) for name, stage in losses.items()} == {"text": 6, "clips": 6, "relabelled": 3}
+        assert [(name, len(stage)) for name, stage in losses.items()] == [
+            ("text", 6),
+            ("clips", 6),
+            ("relabelled", 3),
+        ]
         assert losses["clips"][-1] < losses["text"][0] - 0.5
         runs.append((losses, model.state_dict()))
     assert runs[0][0] == runs[1][0]
@@ -59,9 +63,10 @@ def test_text_stage_mixes_drills_and_captions() -> None:
     assert 70 < len(drills) < 130
     assert all(example.frames is None for example in examples)
     for example in drills:
-        pairs = example.response.split()
-        assert len(pairs) == 8
-        assert all(f"{letter} {word}" in example.prompt for word, letter in zip(pairs[::2], pairs[1::2], strict=True))
+        opening, *pairs = example.response.split()
+        assert opening == "<think>" and len(pairs) == 8
+        for word, letter in zip(pairs[::2], pairs[1::2], strict=True):
+            assert f"{letter} {word}" in example.prompt
 
 
 def test_divergence_is_named(encoder: Encoder) -> None:

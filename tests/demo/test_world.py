@@ -34,7 +34,7 @@ def test_the_answer_of_an_order_question_is_seen_first() -> None:
 
 
 def test_sums_are_right() -> None:
-    words = "zero one two three four five six seven eight nine ten".split()
+    words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
     rng = np.random.default_rng(0)
     for _ in range(50):
         left, _, right, _, total = make_question("text", rng).caption.split()

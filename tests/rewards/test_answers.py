@@ -120,7 +120,7 @@ def test_every_reward_stays_within_bounds_and_time() -> None:
 
 
 def test_unknown_problem_type_is_an_error() -> None:
-    with pytest.raises(DataError, match="'riddle'.*multiple choice"):
+    with pytest.raises(DataError, match=r"'riddle'.*multiple choice"):
         accuracy("B", "B", "riddle")
 
 

@@ -35,7 +35,9 @@ def test_accuracy_and_format_are_independent(response: str, acc: float, well_for
 
 def test_weights_and_real_length() -> None:
     info = {**CHOICE, "response_length": 400}
-    result = compute_score("demo", RIGHT, "B", info, accuracy_weight=2.0, format_weight=0.5, length_weight=0.2)
+    result = compute_score(
+        "demo", RIGHT, "B", info, accuracy_weight=2.0, format_weight=0.5, length_weight=0.2
+    )
     assert result["score"] == pytest.approx(2.7) and result["length_bonus"] == 1.0
     with pytest.raises(ConfigurationError, match="response_length"):
         compute_score("demo", RIGHT, "B", CHOICE, length_weight=0.2)

@@ -105,7 +105,8 @@ def read_clip(path: str | os.PathLike[str], contract: SamplingContract) -> Clip:
             logger.debug("%s cannot read %s", name, source, exc_info=True)
     else:
         raise ClipError(
-            f"clip {source}: cannot be decoded ({'; '.join(failures)}); re-encode it or drop it from the dataset"
+            f"clip {source}: cannot be decoded ({'; '.join(failures)}); "
+            "re-encode it or drop it from the dataset"
         )
     return Clip(
         frames=_resize(decoded.frames, contract),

@@ -91,7 +91,9 @@ def select_frames(num_source_frames: int, source_fps: float, contract: SamplingC
     wanted = num_source_frames / source_fps * contract.fps
     wanted = min(max(wanted, contract.min_frames), contract.max_frames, num_source_frames)
     count = max(math.floor(wanted / step) * step, step)
-    return [round(index * (num_source_frames - 1) / (count - 1)) if count > 1 else 0 for index in range(count)]
+    if count == 1:
+        return [0]
+    return [round(index * (num_source_frames - 1) / (count - 1)) for index in range(count)]
 
 
 def resized_shape(height: int, width: int, contract: SamplingContract) -> tuple[int, int]:

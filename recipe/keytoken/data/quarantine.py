@@ -77,7 +77,7 @@ class ClipProbe:
 
     def _start(self) -> "multiprocessing.connection.Connection[Any, Any]":
         if self._pipe is None:
-            context = multiprocessing.get_context(_START_METHOD)
+            context: Any = multiprocessing.get_context(_START_METHOD)
             self._pipe, child_end = context.Pipe()
             self._process = context.Process(target=_serve, args=(child_end, self.contract), daemon=True)
             self._process.start()
@@ -123,7 +123,8 @@ def clip_paths(row: dict[str, Any], video_key: str = "videos") -> list[str]:
         path = entry.get("video") if isinstance(entry, dict) else entry
         if not isinstance(path, str):
             raise DataError(
-                f"column {video_key!r} holds {type(path).__name__}; give a path or a mapping with the key 'video'"
+                f"column {video_key!r} holds {type(path).__name__}; "
+                "give a path or a mapping with the key 'video'"
             )
         paths.append(path.removeprefix("file://"))
     return paths
@@ -194,7 +195,8 @@ def scan_parquet(
     _write_lines(quarantine_file, quarantined)
     if not kept:
         raise DataError(
-            f"{source}: none of its {table.num_rows} rows has a readable clip; reasons are in {quarantine_file}"
+            f"{source}: none of its {table.num_rows} rows has a readable clip; "
+            f"the reasons are in {quarantine_file}"
         )
     partial = kept_file.with_suffix(f".{os.getpid()}.partial")
     pq.write_table(table.take(pa.array(kept)), partial)

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -30,8 +31,17 @@ from keytoken.demo.warm_start import WarmStartConfig
 from keytoken.rewards.extract import extract_answer, has_format
 
 CACHE_VARIABLE = "KEYTOKEN_CACHE"
-_SOURCES = (world, render, tokenizer, model, batches, warm_start, rows)
-_SOURCES += (keytoken.data.contract, keytoken.data.positions)
+_SOURCES = (
+    world,
+    render,
+    tokenizer,
+    model,
+    batches,
+    warm_start,
+    rows,
+    keytoken.data.contract,
+    keytoken.data.positions,
+)
 _PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "av")
 
 
@@ -128,13 +138,13 @@ def _prepare_model(model_dir: Path, config: DemoConfig) -> dict[str, Any]:
     wall, cpu = time.monotonic(), time.process_time()
     processor = tokenizer.build_processor(tokenizer.build_tokenizer())
     policy = model.build_model(processor.tokenizer, config.seed)
-    encoder = batches.Encoder(processor, policy.config.vision_config.tokens_per_second)
+    encoder = batches.Encoder(processor, model.TOKENS_PER_SECOND)
     losses = warm_start.warm_start(policy, encoder, config.warm_start, config.seed)
     figures = {
         "warm_start_wall_s": round(time.monotonic() - wall, 1),
         "warm_start_cpu_s": round(time.process_time() - cpu, 1),
         "threads": torch.get_num_threads(),
-        "final_losses": {name: sum(stage[-10:]) / len(stage[-10:]) for name, stage in losses.items() if stage},
+        "final_losses": {name: round(fmean(stage[-10:]), 4) for name, stage in losses.items() if stage},
         "greedy": heldout_accuracy(policy, encoder, config, temperature=0.0),
         "sampled": heldout_accuracy(policy, encoder, config, temperature=1.0),
     }

@@ -70,7 +70,7 @@ def _answer(
     prompts = [encoder.prompt_ids(e, grid) for e, grid in zip(examples, grids, strict=True)]
     rows = zip(prompts, grids, strict=True)
     positions = torch.stack([encoder.positions(ids, grid) for ids, grid in rows], dim=1)
-    cache: Any = DynamicCache(config=model.config.text_config)
+    cache = DynamicCache()
     inputs: dict[str, Any] = {"input_ids": torch.tensor(prompts), **encoder.vision(examples)}
     eos = encoder.tokenizer.eos_token_id
     done = torch.zeros(len(examples), dtype=torch.bool)

@@ -45,12 +45,12 @@ class WarmStartConfig:
         drill_share: Share of option listings in the text stage.
     """
 
-    text_steps: int = 500
-    clip_steps: int = 900
+    text_steps: int = 300
+    clip_steps: int = 700
     relabel_steps: int = 120
     relabel_share: float = 0.4
     batch_size: int = 32
-    text_lr: float = 2e-3
+    text_lr: float = 3e-3
     clip_lr: float = 2e-3
     relabel_lr: float = 1e-3
     drill_share: float = 0.5
@@ -62,7 +62,7 @@ def text_example(rng: np.random.Generator, drill_share: float) -> Example:
     if rng.random() >= drill_share:
         return Example(f"{question.caption} . {question.prompt}", question.response)
     pairs = [f"{question.options[i]} {LETTERS[i]}" for i in rng.permutation(len(LETTERS))]
-    return Example(f"list {question.prompt}", " ".join(pairs))
+    return Example(f"list {question.prompt}", f"<think> {' '.join(pairs)}")
 
 
 def relabelled(question: Question, rng: np.random.Generator) -> str:
@@ -73,7 +73,7 @@ def relabelled(question: Question, rng: np.random.Generator) -> str:
     return response(" ".join(words), option, LETTERS[index])
 
 
-def _clip_stage_example(rng: np.random.Generator, relabel_share: float) -> Example:
+def _clip_example(rng: np.random.Generator, relabel_share: float) -> Example:
     question = make_question(str(rng.choice(FAMILIES)), rng)
     if rng.random() < relabel_share:
         return clip_example(question, rng, relabelled(question, rng))
@@ -90,7 +90,13 @@ def sequence_loss(model: Qwen2_5_VLForConditionalGeneration, batch: Batch) -> to
 
 
 def _batches(
-    encoder: Encoder, draw: Callable[[np.random.Generator], Example], stage: str, steps: int, size: int, seed: int
+    encoder: Encoder,
+    draw: Callable[[np.random.Generator], Example],
+    *,
+    stage: str,
+    steps: int,
+    size: int,
+    seed: int,
 ) -> Iterator[Batch]:
     for step in range(steps):
         rng = np.random.default_rng([seed, _STREAMS[stage], step])
@@ -98,9 +104,15 @@ def _batches(
 
 
 def run_stage(
-    model: Qwen2_5_VLForConditionalGeneration, batches: Iterator[Batch], *, steps: int, lr: float, name: str
+    model: Qwen2_5_VLForConditionalGeneration,
+    batches: Iterator[Batch],
+    *,
+    steps: int,
+    lr: float,
+    name: str,
+    decay: float = 1.0,
 ) -> list[float]:
-    """Train on ``steps`` batches with AdamW and a linearly decaying rate.
+    """Train on ``steps`` batches with AdamW and a rate that falls linearly by ``decay`` of itself.
 
     Returns:
         The loss of each step in nats a token.
@@ -111,7 +123,7 @@ def run_stage(
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     warm_up = min(20, steps)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warm_up, (steps - step) / steps)
+        optimizer, lambda step: min((step + 1) / warm_up, 1 - decay * step / steps)
     )
     losses: list[float] = []
     model.train()
@@ -145,14 +157,15 @@ def warm_start(
         Losses of each stage in nats a token.
     """
     share = config.relabel_share
-    stages: tuple[tuple[str, int, float, Callable[[np.random.Generator], Example]], ...] = (
-        ("text", config.text_steps, config.text_lr, lambda rng: text_example(rng, config.drill_share)),
-        ("clips", config.clip_steps, config.clip_lr, lambda rng: _clip_stage_example(rng, 0.0)),
-        ("relabelled", config.relabel_steps, config.relabel_lr, lambda rng: _clip_stage_example(rng, share)),
+    # The text stage ends at half its rate: the lookup is still growing there.
+    stages: tuple[tuple[str, int, float, float, Callable[[np.random.Generator], Example]], ...] = (
+        ("text", config.text_steps, config.text_lr, 0.5, lambda rng: text_example(rng, config.drill_share)),
+        ("clips", config.clip_steps, config.clip_lr, 1.0, lambda rng: _clip_example(rng, 0.0)),
+        ("relabelled", config.relabel_steps, config.relabel_lr, 1.0, lambda rng: _clip_example(rng, share)),
     )
     losses = {}
-    for name, steps, lr, draw in stages:
-        batches = _batches(encoder, draw, name, steps, config.batch_size, seed)
-        losses[name] = run_stage(model, batches, steps=steps, lr=lr, name=name)
+    for name, steps, lr, decay, draw in stages:
+        batches = _batches(encoder, draw, stage=name, steps=steps, size=config.batch_size, seed=seed)
+        losses[name] = run_stage(model, batches, steps=steps, lr=lr, name=name, decay=decay)
     model.eval()
     return losses

@@ -94,7 +94,7 @@ def accuracy(answer: str, reference: str, problem_type: str) -> float:
     rule = ACCURACY_REWARDS.get(problem_type)
     if rule is None:
         raise DataError(
-            f"problem_type {problem_type!r} has no reward; use one of {sorted(ACCURACY_REWARDS)} in extra_info"
+            f"problem_type {problem_type!r} has no reward; extra_info needs one of {sorted(ACCURACY_REWARDS)}"
         )
     if not answer or len(answer) > MAX_CHARACTERS:
         return 0.0
