@@ -66,7 +66,7 @@ make_venv() {
 
 pip_install() { # pip shows its progress to a person, and a log only what went wrong
   local quiet=()
-  [[ -t 1 ]] || quiet=(--quiet --progress-bar off)
+  [[ -t 1 ]] || quiet=(--quiet --quiet --progress-bar off)
   "$venv/bin/python" -m pip install --no-deps --no-input --disable-pip-version-check "${quiet[@]}" "$@"
 }
 
