@@ -81,7 +81,7 @@ def test_every_import_has_a_pin_with_a_reason(lock: str) -> None:
 
 
 def test_the_installed_stack_is_the_locked_one() -> None:
-    if not (ROOT / ".venv" / "keytoken-setup.sha256").exists() or ROOT / ".venv" != Path(sys.prefix):
+    if not (ROOT / ".venv" / "keytoken-setup.sha256").exists() or Path(sys.prefix) != ROOT / ".venv":
         pytest.skip("this Python was not set up by requirements/setup.sh")
     locked = {**pins("cpu"), **pins("dev")}
     installed = {canonicalize_name(d.metadata["Name"]): d.version for d in metadata.distributions()}
