@@ -1,0 +1,160 @@
+"""Real runs: every fixture starts a real Ray cluster, a real vLLM engine and real FSDP workers."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+REWARD = Path(__file__).with_name("reward.py")
+# Enough for answers of about the right form, most of them wrong.
+TINY_WARM_START = {"text_steps": 20, "clip_steps": 40, "relabel_steps": 5}
+# A start takes about a minute on two idle cores; the bound is for machines that are busy.
+RUN_TIMEOUT_S = 900
+
+SMALL = (
+    "experiment=demo_cpu",
+    f"reward.custom_reward_function.path={REWARD}",
+    "data.train_batch_size=4",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8",
+    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=8",
+    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=8",
+    "actor_rollout_ref.rollout.n=4",
+    "actor_rollout_ref.rollout.max_num_seqs=32",
+    "actor_rollout_ref.actor.optim.lr=1e-3",
+    "actor_rollout_ref.actor.optim.lr_warmup_steps=0",
+    "keytoken.attribution.micro_batch_size=8",
+    "keytoken.attribution.base_tolerance=1e-5",
+    "keytoken.export.every_steps=1",
+    "trainer.val_before_train=false",
+    "trainer.test_freq=-1",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a finished run left behind."""
+
+    folder: Path
+
+    def metrics(self) -> list[dict[str, float]]:
+        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line)["data"] for line in lines]
+
+    def tokens(self, step: int) -> pd.DataFrame:
+        return pd.read_parquet(self.folder / "tokens" / f"step_{step:06d}.parquet")
+
+    def checkpoint(self, step: int) -> Path:
+        return self.folder / "checkpoints" / f"global_step_{step}"
+
+
+class Launcher:
+    """Starts runs as a user does, each in a Ray session of its own, and cleans up by process id."""
+
+    def __init__(self, demo_dir: Path, folder: Path) -> None:
+        self.demo_dir, self.folder = demo_dir, folder
+
+    def start(self, name: str, *overrides: str) -> "Job":
+        # Ray's sockets lie below this folder, and a socket's path may not exceed 107 characters.
+        ray_dir = tempfile.mkdtemp(prefix="kt-", dir="/tmp")
+        environment = {
+            **os.environ,
+            "KEYTOKEN_DEMO_DIR": str(self.demo_dir),
+            "RAY_TMPDIR": ray_dir,
+            "OMP_NUM_THREADS": "1",
+        }
+        log = self.folder / f"{name}.log"
+        run_dir = self.folder / name
+        command = [sys.executable, "-m", "keytoken.cli", "train", *SMALL, f"keytoken.run_dir={run_dir}", *overrides]
+        with log.open("a") as output:
+            process = subprocess.Popen(
+                command, env=environment, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=self.folder
+            )
+        return Job(process, Run(run_dir), log, Path(ray_dir))
+
+    def run(self, name: str, *overrides: str) -> Run:
+        return self.start(name, *overrides).finish()
+
+
+@dataclasses.dataclass
+class Job:
+    process: subprocess.Popen
+    run: Run
+    log: Path
+    ray_dir: Path
+
+    def finish(self) -> Run:
+        """Wait for the end of the run; fail with the end of its log if it does not end well."""
+        try:
+            code = self.process.wait(RUN_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            code = "time limit"
+        finally:
+            self.kill()
+        if code != 0:
+            pytest.fail(f"the run ended with {code}; last lines of its log:\n{self.tail()}", pytrace=False)
+        return self.run
+
+    def wait_for(self, ready: Callable[[], bool]) -> None:
+        """Wait until a condition holds, while the run is alive."""
+        limit = time.monotonic() + RUN_TIMEOUT_S
+        while not ready():
+            if self.process.poll() is not None or time.monotonic() > limit:
+                self.kill()
+                pytest.fail(f"the run ended before it was ready:\n{self.tail()}", pytrace=False)
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        """SIGKILL the driver and whatever it started: all processes below it or in its Ray session."""
+        family = [self.process.pid]
+        if psutil.pid_exists(self.process.pid):
+            family += [child.pid for child in psutil.Process(self.process.pid).children(recursive=True)]
+        family += [p.pid for p in psutil.process_iter(["environ"]) if self._is_ours(p)]
+        for pid in dict.fromkeys(family):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self.process.wait(30)
+        shutil.rmtree(self.ray_dir, ignore_errors=True)
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        return (process.info["environ"] or {}).get("RAY_TMPDIR") == str(self.ray_dir)
+
+    def tail(self) -> str:
+        return "\n".join(line[:500] for line in self.log.read_text(errors="replace").splitlines()[-60:])
+
+
+@pytest.fixture(scope="session")
+def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A demo world whose model has seen a few supervised steps only: enough to answer, not to answer well."""
+    from keytoken.demo.prepare import DemoConfig, prepare
+    from keytoken.demo.validation import write_validation
+    from keytoken.demo.warm_start import WarmStartConfig
+
+    config = DemoConfig(num_train=28, num_heldout=7, warm_start=WarmStartConfig(**TINY_WARM_START))
+    assets = prepare(config, root=tmp_path_factory.mktemp("world"))
+    write_validation(assets.heldout_file, assets.root / "validation.parquet")
+    return assets.root
+
+
+@pytest.fixture(scope="session")
+def launcher(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    yield Launcher(tiny_world, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="session")
+def straight(launcher: Launcher) -> Run:
+    """Four uninterrupted steps of Video-KTR on three pools, a checkpoint after two and four."""
+    return launcher.run("straight", "trainer.total_training_steps=4", "trainer.save_freq=2")
