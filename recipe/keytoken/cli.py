@@ -16,7 +16,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(arguments.run(arguments))
     except KeyTokenError as problem:
-        print(f"keytoken: {problem}", file=sys.stderr)
+        # An error raised on a worker comes back wrapped by Ray; its message would be a remote traceback.
+        print(f"keytoken: {getattr(problem, 'cause', problem)}", file=sys.stderr)
         return 2
 
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from keytoken.compose import compose_config
 from keytoken.errors import ConfigurationError
+from keytoken.progress import progress_bar
 from keytoken.resources import num_slots, runs_here, validate_files
 from keytoken.validate import validate_run
 
@@ -58,16 +60,20 @@ def train(overrides: Sequence[str]) -> Path:
     metrics = _fresh_metrics_file(run_dir)
     _set_environment(config, {"VERL_FILE_LOGGER_PATH": str(metrics)})
 
-    from keytoken.verl_adapter.task_runner import run  # slow: imports verl, Ray and vLLM
+    with warnings.catch_warnings():
+        # verl lists every training engine it could have used but for a missing package.
+        warnings.filterwarnings("ignore", message=".* engine is not available", category=UserWarning)
+        from keytoken.verl_adapter.task_runner import run  # slow: imports verl, Ray and vLLM
 
-    run(config)
+    with progress_bar(metrics, config.trainer.total_training_steps):
+        run(config)
     return run_dir
 
 
 def _derive(config: DictConfig) -> None:
     """Values that follow from others and so have no key of their own."""
     with open_dict(config):
-        for key in _PATHS:  # workers have other working directories than this process
+        for key in _PATHS:  # workers on other nodes have other working directories
             path = OmegaConf.select(config, key)
             if path:
                 OmegaConf.update(config, key, str(Path(path).expanduser().absolute()))
