@@ -37,8 +37,8 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser(
         "demo",
         help="train a tiny video model on rendered clips, on this machine, and compare before and after",
-        description="Prepare the demo world (cached), train Video-KTR on it with the real stack and print the "
-        "held-out accuracies before and after. Overrides apply on top of experiment=demo_cpu.",
+        description="Prepare the demo world (cached), train Video-KTR on it with the real stack and print "
+        "the held-out accuracies before and after. Overrides apply on top of experiment=demo_cpu.",
     )
     demo.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     demo.add_argument("--prepare-only", action="store_true", help="stop after the demo world is prepared")
