@@ -13,7 +13,7 @@ from typing import Any
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, QuotedString
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -93,8 +93,7 @@ def _parse(text: str) -> Override:
             f"{text!r} gives several values, and a run takes one: call the command once for each. The value "
             f"of a key that is a list itself is written in brackets: {override.key_or_group}=[a,b]."
         )
-    value = override.value()
-    if value == "???" or (value == "" and not isinstance(value, QuotedString)):
+    if text.rpartition("=")[2].strip() in ("", "???"):
         raise ConfigurationError(
             f"{text!r} has no value after the equals sign. Give it one, or {override.key_or_group}=null for "
             "none."

@@ -1,0 +1,141 @@
+"""Every file below configs/ composes into a configuration that passes all rules, and says known values."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import pytest
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from keytoken.attribution.methods import METHODS
+from keytoken.compose import groups
+from keytoken.main import load_config
+
+FOLDER = Path(__file__).resolve().parents[2] / "configs" / "keytoken_configs"
+DEMO = ["experiment=demo_cpu"]
+
+# Options that do not fit the demo are composed into the default run; experiments stand alone.
+ALONE = ("experiment=", "platform=gpu", "policy=qwen", "policy=video_r1", "dataset=video_r1")
+
+# The whole keytoken block. A key is added here by decision: it is one more thing to know and to keep.
+KEYS = """
+attribution.base_tolerance attribution.check_base attribution.micro_batch_size attribution.num_workers
+attribution.pass_timeout_s attribution.placement attribution.shuffle_seed attribution.sync_timeout_s
+export.enabled export.every_steps export.max_responses
+method.advantage_epsilon method.loss.clip_high method.loss.clip_low method.loss.dual_clip method.loss.kl_clamp
+method.loss.kl_coef method.loss.level method.loss.mask_kl method.loss.normalizer method.name method.positions
+method.selection.entropy_ratio method.selection.floor method.selection.scope method.selection.score_sign
+method.selection.temporal_ratio method.selection.visual_ratio
+run_dir
+sampling.fps sampling.max_frames sampling.max_pixels sampling.min_frames sampling.min_pixels
+seed
+"""
+
+
+@functools.cache
+def run_of(*words: str) -> DictConfig:
+    """Composing does not look at files, but the demo's configuration reads the name of its folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KEYTOKEN_DEMO_DIR", "/somewhere/demo")
+        return load_config(words)
+
+
+def run_with(option: str) -> DictConfig:
+    return run_of(option) if option.startswith(ALONE) else run_of(*DEMO, option)
+
+
+OPTIONS = [f"{group}={option}" for group, options in groups().items() for option in options]
+
+
+def test_every_yaml_file_is_an_option_or_the_root() -> None:
+    found = {path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.yaml")}
+    assert found == {"train.yaml"} | {f"{option.replace('=', '/')}.yaml" for option in OPTIONS}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_option_composes_and_validates(option: str) -> None:
+    config = run_with(option)
+    assert "${" not in OmegaConf.to_yaml(config, resolve=False)
+
+
+@pytest.mark.parametrize("option", [option for option in OPTIONS if not option.startswith("experiment=")])
+def test_every_value_of_a_file_reaches_the_run(option: str) -> None:
+    """Nothing that a chosen file says is overridden by another file, unless by the experiment itself."""
+    path = FOLDER / f"{option.replace('=', '/')}.yaml"
+    text = path.read_text(encoding="utf-8")
+    package = text.split()[2]
+    values = {key: value for key, value in yaml.safe_load(text).items() if key != "defaults"}
+    block = run_with(option) if package == "_global_" else OmegaConf.select(run_with(option), package)
+    for key, value in leaves(values):
+        if not (isinstance(value, str) and "${" in value):
+            assert OmegaConf.select(block, key) == value, key
+
+
+def test_the_block_of_keytoken_is_frozen() -> None:
+    config = run_of(*DEMO)
+    block = OmegaConf.to_container(config.keytoken)
+    assert isinstance(block, dict)
+    assert sorted(key for key, _ in leaves(block)) == sorted(KEYS.split())
+
+
+def test_every_method_has_a_file_of_its_name() -> None:
+    assert set(groups()["method"]) == set(METHODS)
+
+
+@pytest.fixture(scope="module")
+def published() -> DictConfig:
+    return run_with("experiment=video_ktr_7b")
+
+
+def test_the_published_run(published: DictConfig) -> None:
+    """Values of the published script, typed from it and not from the file under test."""
+    actor, rollout = published.actor_rollout_ref.actor, published.actor_rollout_ref.rollout
+    assert (actor.optim.lr, actor.optim.lr_scheduler_type, actor.optim.weight_decay) == (2e-6, "cosine", 0.01)
+    assert (actor.grad_clip, published.trainer.total_epochs) == (5.0, 1)
+    assert (rollout.n, rollout.temperature, rollout.top_p) == (8, 1.0, 0.95)
+    assert (published.data.max_prompt_length, published.data.max_response_length) == (16384, 768)
+    assert published.keytoken.method.loss.kl_coef == 0.04
+    assert published.keytoken.sampling.max_pixels == int(1.05 * 128 * 28 * 28)
+    assert (published.keytoken.sampling.fps, published.keytoken.sampling.max_frames) == (2.0, 16)
+    gpus = (
+        published.trainer.n_gpus_per_node
+        + rollout.n_gpus_per_node
+        + published.keytoken.attribution.num_workers
+    )
+    assert gpus == 8
+
+
+def test_the_baseline_differs_in_the_selection_only(published: DictConfig) -> None:
+    baseline = run_of("experiment=grpo_7b", "trainer.experiment_name=video_ktr_7b")
+    assert baseline.keytoken.method.selection is None
+    baseline.keytoken.method.selection = published.keytoken.method.selection
+    assert baseline == published
+
+
+def test_an_experiment_leaves_the_choice_of_the_policy() -> None:
+    chosen = run_of("experiment=video_ktr_7b", "policy=qwen2_5_vl_3b")
+    assert chosen.actor_rollout_ref.model.path == "Qwen/Qwen2.5-VL-3B-Instruct"
+
+
+def test_gpus_train_in_bf16_with_fp32_weights(published: DictConfig) -> None:
+    model, actor = published.actor_rollout_ref.model, published.actor_rollout_ref.actor
+    assert (actor.strategy, model.enable_gradient_checkpointing, model.use_remove_padding) == (
+        "fsdp2",
+        True,
+        True,
+    )
+    assert actor.fsdp_config.mixed_precision.param_dtype == "bf16"
+    assert published.actor_rollout_ref.ref.fsdp_config == {
+        **actor.fsdp_config,
+        "forward_only": True,
+    }
+
+
+def leaves(tree: dict, prefix: str = "") -> list[tuple[str, object]]:
+    found: list[tuple[str, object]] = []
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        found += leaves(value, f"{name}.") if isinstance(value, dict) and value else [(name, value)]
+    return found

@@ -1,0 +1,195 @@
+"""Every rule: the demo passes it; who breaks it gets a message with the key and the remedy."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from keytoken.errors import ConfigurationError
+from keytoken.main import load_config
+from keytoken.validate import INERT, RULES, validate_run
+
+ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
+LOSS = "keytoken.method.loss"
+
+# rule: list of (values to set on the demo, what the message must say: the key, then the remedy)
+BROKEN: dict[str, list[tuple[dict[str, Any], list[str]]]] = {
+    "_blocks_and_counts": [
+        ({"trainer.nnodes": "abc"}, ["trainer.nnodes is 'abc'", "whole number of at least 1"]),
+        ({"data.train_batch_size": 0}, ["data.train_batch_size is 0", "at least 1"]),
+        ({f"{ROLLOUT}.n": 2.5}, [f"{ROLLOUT}.n is 2.5", "whole number"]),
+        ({"reward": 3}, ["reward is 3", "reward.KEY=VALUE"]),
+    ],
+    "_method": [
+        ({"keytoken.method.name": "video_krt"}, ["keytoken.method.name=video_krt", "mean 'video_ktr'?"]),
+        ({"keytoken.method.name": "grpo"}, ["keytoken.method.name=grpo", "keytoken.method.selection=null"]),
+    ],
+    "_sampling": [
+        ({"keytoken.sampling.max_frame": 8}, ["keytoken.sampling.max_frame", "mean 'max_frames'?"]),
+        ({"keytoken.sampling.fps": "two"}, ["keytoken.sampling.fps is 'two'", "number"]),
+    ],
+    "_mode": [
+        ({"trainer.v1.trainer_mode": "sync"}, ["trainer.v1.trainer_mode is 'sync'", "keytoken_separate"]),
+        ({"trainer.use_v1": False}, ["trainer.use_v1=false", "trainer.use_v1=true"]),
+        (
+            {"trainer.v1.trainer_mode": "keytoken_sync"},
+            ["trainer.v1.trainer_mode=keytoken_sync", "hybrid_engine=true", "pools=one_device"],
+        ),
+        (
+            {"trainer.v1.trainer_mode": "keytoken_sync", "actor_rollout_ref.hybrid_engine": True},
+            ["keytoken.attribution.placement=pool", "keytoken.attribution.placement=actor"],
+        ),
+    ],
+    "_weight_transport": [
+        ({f"{ROLLOUT}.checkpoint_engine.backend": "naive"}, ["backend=naive", "need nccl"]),
+        ({f"{ROLLOUT}.checkpoint_engine.backend": "nccl"}, ["backend=nccl", "keytoken_gloo"]),
+        ({f"{ROLLOUT}.nnodes": 0}, [f"{ROLLOUT}.nnodes=0", "set it to 1"]),
+    ],
+    "_advantage": [
+        ({"algorithm.adv_estimator": "grpo"}, ["algorithm.adv_estimator=grpo", "keytoken_grpo"]),
+        ({"algorithm.adv_estimator": "gae"}, ["algorithm.adv_estimator=gae", "critic"]),
+        ({f"{ROLLOUT}.n": 1}, [f"{ROLLOUT}.n=1", f"{ROLLOUT}.n=8"]),
+        ({f"{ROLLOUT}.temperature": 0}, [f"{ROLLOUT}.temperature=0", "above 0"]),
+    ],
+    "_mini_batch": [
+        ({f"{ACTOR}.ppo_mini_batch_size": 8}, [f"{ACTOR}.ppo_mini_batch_size=8", "data.train_batch_size=8"]),
+        (
+            {"trainer.v1.separate_async.parameter_sync_step": 2},
+            ["data.train_batch_size=16 over 2", "data.train_batch_size=32"],
+        ),
+    ],
+    "_micro_batches": [
+        ({"trainer.n_gpus_per_node": 3}, ["128 answers", "3 actor ranks", "data.train_batch_size"]),
+        (
+            {f"{ACTOR}.ppo_micro_batch_size_per_gpu": 48},
+            ["ppo_micro_batch_size_per_gpu=48", "use_dynamic_bsz=true"],
+        ),
+        (
+            {f"{ACTOR}.ppo_micro_batch_size_per_gpu": None},
+            ["ppo_micro_batch_size_per_gpu=None", "use_dynamic_bsz"],
+        ),
+        (
+            {f"{ACTOR}.use_dynamic_bsz": True, f"{ACTOR}.ppo_max_token_len_per_gpu": 200},
+            ["ppo_max_token_len_per_gpu=200", "232", "raise it"],
+        ),
+    ],
+    "_loss": [
+        ({f"{ACTOR}.use_kl_loss": False}, [f"{ACTOR}.use_kl_loss", f"{LOSS}.kl_coef"]),
+        (
+            {f"{LOSS}.clip_low": None, f"{LOSS}.clip_high": None, f"{ACTOR}.ppo_epochs": 2},
+            [f"{LOSS}.clip_low=null", "ppo_epochs=2", "such as 0.2"],
+        ),
+    ],
+    "_inert": [
+        ({f"{ACTOR}.clip_ratio": 0.1}, ["clip_ratio=0.1", f"{LOSS}.clip_low"]),
+        ({f"{ACTOR}.clip_ratio_low": 0.1}, ["clip_ratio_low=0.1", f"{LOSS}.clip_low"]),
+        ({f"{ACTOR}.clip_ratio_high": 0.28}, ["clip_ratio_high=0.28", f"{LOSS}.clip_high"]),
+        ({f"{ACTOR}.clip_ratio_c": 5.0}, ["clip_ratio_c=5.0", f"{LOSS}.dual_clip"]),
+        ({f"{ACTOR}.kl_loss_coef": 0.04}, ["kl_loss_coef=0.04", f"{LOSS}.kl_coef"]),
+        ({f"{ACTOR}.kl_loss_type": "k1"}, ["kl_loss_type=k1", f"{LOSS}.kl_clamp"]),
+        ({f"{ACTOR}.loss_agg_mode": "seq-mean-token-mean"}, ["loss_agg_mode=seq", f"{LOSS}.level"]),
+        ({f"{ACTOR}.loss_scale_factor": 100}, ["loss_scale_factor=100", f"{LOSS}.normalizer"]),
+        ({f"{ACTOR}.policy_loss.loss_mode": "gspo"}, ["policy_loss.loss_mode=gspo", "method="]),
+        ({f"{ACTOR}.entropy_coeff": 0.01}, ["entropy_coeff=0.01", "no entropy term"]),
+        ({f"{ACTOR}.ppo_micro_batch_size": 8}, ["ppo_micro_batch_size=8", "ppo_micro_batch_size_per_gpu"]),
+        ({"algorithm.filter_groups.max_num_gen_batches": 2}, ["=2", "max_inflight_gen_batches"]),
+        ({"trainer.v1.separate_async.hybrid_rollout.enable_switch": True}, ["enable_switch=True", "Leave"]),
+    ],
+    "_rollout_correction": [
+        ({"algorithm.rollout_correction.bypass_mode": True}, ["bypass_mode=True", "Leave it at false"]),
+        ({"algorithm.rollout_correction.rollout_is": "token"}, ["rollout_is=token", "Leave it at null"]),
+        (
+            {"algorithm.rollout_correction.rollout_rs": "token_k1"},
+            ["rollout_rs=token_k1", "Leave it at null"],
+        ),
+    ],
+    "_rollout": [
+        ({f"{ROLLOUT}.name": "sglang"}, [f"{ROLLOUT}.name=sglang", "vllm"]),
+        ({f"{ROLLOUT}.max_model_len": 200}, [f"{ROLLOUT}.max_model_len=200", "232", "Raise it"]),
+        ({f"{ROLLOUT}.max_num_batched_tokens": 128}, ["max_num_batched_tokens=128", "256", "raise it"]),
+        ({f"{ROLLOUT}.tensor_model_parallel_size": 2}, ["tensor_model_parallel_size=2", "n_gpus_per_node=1"]),
+    ],
+    "_model": [
+        ({f"{ACTOR}.strategy": "fsdp"}, [f"{ACTOR}.strategy=fsdp", "needs fsdp2"]),
+        (
+            {f"{ACTOR}.ulysses_sequence_parallel_size": 2, "trainer.n_gpus_per_node": 2},
+            ["ulysses_sequence_parallel_size > 1", "set it to 1"],
+        ),
+        (
+            {
+                f"{ACTOR}.fsdp_config.mixed_precision.param_dtype": "bf16",
+                "keytoken.attribution.check_base": False,
+            },
+            ["keytoken.attribution.check_base=false", "set it to true"],
+        ),
+        ({"actor_rollout_ref.model.lora_rank": 8}, ["actor_rollout_ref.model.lora_rank > 0", "set it to 0"]),
+        ({"actor_rollout_ref.model.lora.rank": 8}, ["lora", "set it to 0"]),
+    ],
+    "_attribution_rows": [
+        ({"keytoken.attribution.num_workers": 3}, ["keytoken.attribution.num_workers=3", "128 answers"]),
+    ],
+}
+CASES = [(rule, changes, parts) for rule, cases in BROKEN.items() for changes, parts in cases]
+
+
+@pytest.fixture(scope="module")
+def demo() -> DictConfig:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KEYTOKEN_DEMO_DIR", "/somewhere/demo")
+        return load_config(["experiment=demo_cpu"])
+
+
+def changed(config: DictConfig, changes: dict[str, Any]) -> DictConfig:
+    config = copy.deepcopy(config)
+    for key, value in changes.items():
+        OmegaConf.update(config, key, value, force_add=True)
+    return config
+
+
+def test_the_demo_passes(demo: DictConfig) -> None:
+    assert validate_run(demo).method.views == ("masked", "shuffled")
+
+
+@pytest.mark.parametrize(("rule", "changes", "parts"), CASES, ids=lambda value: str(value)[:60])
+def test_broken(demo: DictConfig, rule: str, changes: dict[str, Any], parts: list[str]) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        validate_run(changed(demo, changes))
+    assert caught.traceback[-1].name == rule, caught.value
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_every_rule_and_every_inert_key_is_tried() -> None:
+    assert {rule.__name__ for rule in RULES} | {"_blocks_and_counts"} == set(BROKEN)
+    assert {key for changes, _ in BROKEN["_inert"] for key in changes} == set(INERT)
+
+
+ALLOWED: dict[str, dict[str, Any]] = {
+    "KL in the reward is verl's own code": {"algorithm.use_kl_in_reward": True},
+    "groups without a signal replaced": {"algorithm.filter_groups.enable": True},
+    "one step off policy": {"trainer.v1.separate_async.num_warmup_batches": 1},
+    "several updates on a batch": {f"{ACTOR}.ppo_epochs": 2},
+    "advantages without division": {"algorithm.norm_adv_by_std_in_grpo": False},
+    "no group needed": {
+        "algorithm.adv_estimator": "reinforce_plus_plus",
+        f"{ROLLOUT}.n": 1,
+        f"{ACTOR}.ppo_micro_batch_size_per_gpu": 16,
+    },
+    "other fsdp without views": {"keytoken.method.selection": None, f"{ACTOR}.strategy": "fsdp"},
+    "prompts in chunks": {
+        f"{ROLLOUT}.enable_chunked_prefill": True,
+        f"{ROLLOUT}.max_num_batched_tokens": 128,
+    },
+    "attribution in the actor": {
+        "keytoken.attribution.placement": "actor",
+        "keytoken.attribution.num_workers": 3,
+    },
+}
+
+
+@pytest.mark.parametrize("changes", ALLOWED.values(), ids=ALLOWED)
+def test_allowed(demo: DictConfig, changes: dict[str, Any]) -> None:
+    validate_run(changed(demo, changes))
