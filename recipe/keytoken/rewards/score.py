@@ -51,7 +51,7 @@ def compute_score(
     if num_tokens is None and length_weight != 0:
         raise ConfigurationError(
             f"length_weight is {length_weight} but extra_info has no 'response_length'; "
-            "use KeyToken's reward manager, or set length_weight to 0"
+            "set reward.reward_manager to keytoken.verl_adapter.reward_manager, or length_weight to 0"
         )
     bonus = length_bonus(int(num_tokens), acc) if num_tokens is not None else 0.0
     score = accuracy_weight * acc + format_weight * well_formed + length_weight * bonus

@@ -27,6 +27,7 @@ from verl.experimental.agent_loop.agent_loop import (
 )
 from verl.experimental.agent_loop.agent_loop import register as register_agent_loop
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
 from verl.experimental.separation.engine_workers import DetachActorWorker
 from verl.single_controller.base.decorator import Dispatch, Execute, make_nd_compute_dataproto_dispatch_fn
 from verl.single_controller.base.decorator import register as register_worker_method
@@ -98,6 +99,7 @@ __all__ = [
     "FSDPEngineWithLMHead",
     "HFModelConfig",
     "Metric",
+    "NaiveRewardManager",
     "PPOTrainer",
     "PPOTrainerSeparateAsync",
     "PPOTrainerSync",
