@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -76,10 +76,23 @@ class Launcher:
         }
         log = self.folder / f"{name}.log"
         run_dir = self.folder / name
-        command = [sys.executable, "-m", "keytoken.cli", "train", *SMALL, f"keytoken.run_dir={run_dir}", *overrides]
+        command = [
+            sys.executable,
+            "-m",
+            "keytoken.cli",
+            "train",
+            *SMALL,
+            f"keytoken.run_dir={run_dir}",
+            *overrides,
+        ]
         with log.open("a") as output:
             process = subprocess.Popen(
-                command, env=environment, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=self.folder
+                command,
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                cwd=self.folder,
             )
         return Job(process, Run(run_dir), log, Path(ray_dir))
 
@@ -150,8 +163,14 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def launcher(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
-    yield Launcher(tiny_world, tmp_path_factory.mktemp("runs"))
+def make_launcher(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Launcher]:
+    """A launcher for a given demo world."""
+    return lambda world: Launcher(world, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="session")
+def launcher(make_launcher: Callable[[Path], Launcher], tiny_world: Path) -> Launcher:
+    return make_launcher(tiny_world)
 
 
 @pytest.fixture(scope="session")
