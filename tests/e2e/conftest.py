@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
+import torch
 
 REWARD = Path(__file__).with_name("reward.py")
 # Enough for answers of about the right form, most of them wrong.
@@ -156,6 +157,7 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from keytoken.demo.validation import write_validation
     from keytoken.demo.warm_start import WarmStartConfig
 
+    torch.set_num_threads(1)
     config = DemoConfig(num_train=28, num_heldout=7, warm_start=WarmStartConfig(**TINY_WARM_START))
     assets = prepare(config, root=tmp_path_factory.mktemp("world"))
     write_validation(assets.heldout_file, assets.root / "validation.parquet")
