@@ -105,13 +105,14 @@ def prepare(config: DemoConfig | None = None, *, root: Path | None = None) -> De
         The paths and the manifest.
     """
     config = config or DemoConfig()
-    root = root.resolve() if root is not None else cache_root() / f"demo-{config.digest()}"
+    digest = config.digest()
+    root = root.resolve() if root is not None else cache_root() / f"demo-{digest}"
     root.mkdir(parents=True, exist_ok=True)
     with _locked(root / ".lock"):
         manifest_file = root / "manifest.json"
         if manifest_file.exists():
             manifest = json.loads(manifest_file.read_text())
-            if manifest["digest"] == config.digest():
+            if manifest["digest"] == digest:
                 return _assets(root, manifest)
             _clear(root)
         started = time.monotonic()
@@ -121,7 +122,7 @@ def prepare(config: DemoConfig | None = None, *, root: Path | None = None) -> De
         clips_s = time.monotonic() - started
         training = _prepare_model(root / "model", config)
         manifest = {
-            "digest": config.digest(),
+            "digest": digest,
             "config": asdict(config),
             "contract": contract.digest(),
             "versions": {name: metadata.version(name) for name in _PACKAGES},
@@ -135,6 +136,11 @@ def prepare(config: DemoConfig | None = None, *, root: Path | None = None) -> De
 
 def _prepare_model(model_dir: Path, config: DemoConfig) -> dict[str, Any]:
     """Warm-start the model and save it with its processor; returns timings, losses and accuracies."""
+    with _one_thread():
+        return _train_and_save(model_dir, config)
+
+
+def _train_and_save(model_dir: Path, config: DemoConfig) -> dict[str, Any]:
     wall, cpu = time.monotonic(), time.process_time()
     processor = tokenizer.build_processor(tokenizer.build_tokenizer())
     policy = model.build_model(processor.tokenizer, config.seed)
@@ -143,7 +149,6 @@ def _prepare_model(model_dir: Path, config: DemoConfig) -> dict[str, Any]:
     figures = {
         "warm_start_wall_s": round(time.monotonic() - wall, 1),
         "warm_start_cpu_s": round(time.process_time() - cpu, 1),
-        "threads": torch.get_num_threads(),
         "final_losses": {name: round(fmean(stage[-10:]), 4) for name, stage in losses.items() if stage},
         "greedy": heldout_accuracy(policy, encoder, config, temperature=0.0),
         "sampled": heldout_accuracy(policy, encoder, config, temperature=1.0),
@@ -183,6 +188,17 @@ def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread: tensors this small run no faster on two, and stall on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _clear(root: Path) -> None:

@@ -15,6 +15,7 @@ Every schedule counts steps, never seconds, and each batch is a function of the 
 
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,10 +46,10 @@ class WarmStartConfig:
         drill_share: Share of option listings in the text stage.
     """
 
-    text_steps: int = 300
+    text_steps: int = 350
     clip_steps: int = 700
     relabel_steps: int = 120
-    relabel_share: float = 0.4
+    relabel_share: float = 0.45
     batch_size: int = 32
     text_lr: float = 3e-3
     clip_lr: float = 2e-3
@@ -103,6 +104,15 @@ def _batches(
         yield encoder.batch([draw(rng) for _ in range(size)])
 
 
+def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches, each prepared by a second thread while the one before it is used."""
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as worker:
+        pending = worker.submit(next, batches, None)
+        while (batch := pending.result()) is not None:
+            pending = worker.submit(next, batches, None)
+            yield batch
+
+
 def run_stage(
     model: Qwen2_5_VLForConditionalGeneration,
     batches: Iterator[Batch],
@@ -127,7 +137,7 @@ def run_stage(
     )
     losses: list[float] = []
     model.train()
-    progress = tqdm(batches, total=steps, desc=f"warm start: {name}", unit="step", mininterval=1.0)
+    progress = tqdm(_ahead(batches), total=steps, desc=f"warm start: {name}", unit="step", mininterval=1.0)
     for step, batch in enumerate(progress):
         loss = sequence_loss(model, batch)
         losses.append(loss.item())

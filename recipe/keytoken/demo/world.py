@@ -87,9 +87,7 @@ class Question:
 
 def response(caption: str, answer: str, letter: str) -> str:
     """An answer in the demo's format from its three parts."""
-    return (
-        f"<think> {caption} . so the answer is {answer} {letter} . </think> <answer> {letter} </answer>"
-    )
+    return f"<think> {caption} . so the answer is {answer} {letter} . </think> <answer> {letter} </answer>"
 
 
 def make_question(family: str, rng: np.random.Generator) -> Question:
