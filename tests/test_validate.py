@@ -17,10 +17,12 @@ LOSS = "keytoken.method.loss"
 
 # rule: list of (values to set on the demo, what the message must say: the key, then the remedy)
 BROKEN: dict[str, list[tuple[dict[str, Any], list[str]]]] = {
-    "_blocks_and_counts": [
+    "_types": [
         ({"trainer.nnodes": "abc"}, ["trainer.nnodes is 'abc'", "whole number of at least 1"]),
         ({"data.train_batch_size": 0}, ["data.train_batch_size is 0", "at least 1"]),
         ({f"{ROLLOUT}.n": 2.5}, [f"{ROLLOUT}.n is 2.5", "whole number"]),
+        ({f"{ACTOR}.optim.lr": "fast"}, [f"{ACTOR}.optim.lr is 'fast'", "number of at least 0"]),
+        ({f"{ROLLOUT}.temperature": -1.0}, [f"{ROLLOUT}.temperature is -1.0", "at least 0"]),
         ({"reward": 3}, ["reward is 3", "reward.KEY=VALUE"]),
     ],
     "_method": [
@@ -96,6 +98,7 @@ BROKEN: dict[str, list[tuple[dict[str, Any], list[str]]]] = {
         ({f"{ACTOR}.entropy_coeff": 0.01}, ["entropy_coeff=0.01", "no entropy term"]),
         ({f"{ACTOR}.ppo_micro_batch_size": 8}, ["ppo_micro_batch_size=8", "ppo_micro_batch_size_per_gpu"]),
         ({"algorithm.filter_groups.max_num_gen_batches": 2}, ["=2", "max_inflight_gen_batches"]),
+        ({"critic.enable": True}, ["critic.enable=True", "no"]),
         ({"trainer.v1.separate_async.hybrid_rollout.enable_switch": True}, ["enable_switch=True", "Leave"]),
     ],
     "_rollout_correction": [
@@ -163,7 +166,7 @@ def test_broken(demo: DictConfig, rule: str, changes: dict[str, Any], parts: lis
 
 
 def test_every_rule_and_every_inert_key_is_tried() -> None:
-    assert {rule.__name__ for rule in RULES} | {"_blocks_and_counts"} == set(BROKEN)
+    assert {rule.__name__ for rule in RULES} | {"_types"} == set(BROKEN)
     assert {key for changes, _ in BROKEN["_inert"] for key in changes} == set(INERT)
 
 

@@ -4,6 +4,7 @@ They run before any process starts. What one key allows by itself is checked whe
 (:mod:`keytoken.schema`, :class:`keytoken.data.contract.SamplingContract`, verl's own dataclasses).
 """
 
+import math
 from collections.abc import Callable
 
 from omegaconf import DictConfig, OmegaConf
@@ -51,6 +52,16 @@ _COUNTS = {
     "actor_rollout_ref.rollout.max_num_batched_tokens": 1,
 }
 
+# Rates and shares, of which verl checks no type before a worker computes with them.
+_NUMBERS = (
+    "actor_rollout_ref.actor.grad_clip",
+    "actor_rollout_ref.actor.optim.lr",
+    "actor_rollout_ref.actor.optim.weight_decay",
+    "actor_rollout_ref.rollout.gpu_memory_utilization",
+    "actor_rollout_ref.rollout.temperature",
+    "actor_rollout_ref.rollout.top_p",
+)
+
 # Keys that verl's own loss and trainers read and KeyToken's do not: verl's default, and what to set instead.
 _CLIP = "set keytoken.method.loss.clip_low and keytoken.method.loss.clip_high"
 _AGGREGATION = "set keytoken.method.loss.normalizer and keytoken.method.loss.level"
@@ -76,6 +87,7 @@ INERT = {
         0,
         "set algorithm.filter_groups.max_inflight_gen_batches",
     ),
+    "critic.enable": (False, "none of its estimators has a critic"),
     "trainer.v1.separate_async.hybrid_rollout.enable_switch": (False, "the pools of a run keep their GPUs"),
 }
 
@@ -89,7 +101,7 @@ def validate_run(config: DictConfig) -> KeyTokenConfig:
     Raises:
         ConfigurationError: for the first rule that is broken.
     """
-    _blocks_and_counts(config)
+    _types(config)
     block = OmegaConf.to_container(config.keytoken, resolve=True)
     keytoken = KeyTokenConfig.from_mapping(block)  # type: ignore[arg-type]
     for rule in RULES:
@@ -97,8 +109,8 @@ def validate_run(config: DictConfig) -> KeyTokenConfig:
     return keytoken
 
 
-def _blocks_and_counts(config: DictConfig) -> None:
-    """Before all other rules, which take blocks for blocks and counts for counts."""
+def _types(config: DictConfig) -> None:
+    """Before all other rules, which take blocks for blocks and numbers for numbers."""
     for name in _BLOCKS:
         value = OmegaConf.select(config, name)
         if not isinstance(value, DictConfig):
@@ -109,6 +121,10 @@ def _blocks_and_counts(config: DictConfig) -> None:
         value = OmegaConf.select(config, key)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ConfigurationError(f"{key} is {value!r}; give it a whole number of at least {least}.")
+    for key in _NUMBERS:
+        value = OmegaConf.select(config, key)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
+            raise ConfigurationError(f"{key} is {value!r}; give it a number of at least 0.")
 
 
 def _method(config: DictConfig, keytoken: KeyTokenConfig) -> None:

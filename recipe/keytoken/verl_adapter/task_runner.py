@@ -3,6 +3,7 @@
 from typing import Any
 
 import ray
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from ray.exceptions import RayTaskError
@@ -24,6 +25,9 @@ def _plain_class(actor_class: Any) -> type:
     """The class under a Ray actor class: subclassing the actor class itself is refused by Ray."""
     return actor_class.__ray_metadata__.modified_class
 
+
+# What verl's checks raise; hydra's errors wrap those of verl's dataclasses.
+_REFUSALS = (HydraException, OmegaConfBaseException, AssertionError, ValueError, TypeError, NotImplementedError)
 
 _TaskRunner: Any = _plain_class(TaskRunnerV1)
 
@@ -75,7 +79,7 @@ def check_by_verl(config: DictConfig) -> None:
         validate_config(
             config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config)
         )
-    except (AssertionError, ValueError, TypeError, NotImplementedError, OmegaConfBaseException) as problem:
+    except _REFUSALS as problem:
         words = " ".join(str(problem).split()) or type(problem).__name__
         raise ConfigurationError(f"verl refuses the configuration: {words}") from problem
 
