@@ -27,7 +27,14 @@ def _plain_class(actor_class: Any) -> type:
 
 
 # What verl's checks raise; hydra's errors wrap those of verl's dataclasses.
-_REFUSALS = (HydraException, OmegaConfBaseException, AssertionError, ValueError, TypeError, NotImplementedError)
+_REFUSALS = (
+    HydraException,
+    OmegaConfBaseException,
+    AssertionError,
+    ValueError,
+    TypeError,
+    NotImplementedError,
+)
 
 _TaskRunner: Any = _plain_class(TaskRunnerV1)
 
