@@ -26,5 +26,4 @@ def has_format(response: str) -> bool:
     """
     if not (response.startswith("<think>") and response.endswith("</answer>")):
         return False
-    seam = _SEAM.search(response, len("<think>"))
-    return seam is not None and seam.end() <= len(response) - len("</answer>")
+    return _SEAM.search(response, len("<think>")) is not None
