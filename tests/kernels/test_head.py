@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from keytoken_kernels.head import head_log_probs
 
 
