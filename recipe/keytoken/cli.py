@@ -59,11 +59,11 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _demo(arguments: argparse.Namespace) -> int:
     from keytoken.demo import run
+    from keytoken.main import train
 
-    if arguments.prepare_only:
-        run.prepare_for_training()
-    else:
-        print(run.run_demo(arguments.overrides))
+    run.prepare_for_training()
+    if not arguments.prepare_only:
+        print(run.report(train(["experiment=demo_cpu", *arguments.overrides])))
     return 0
 
 

@@ -1,8 +1,7 @@
-"""The demo from nothing to the final table: prepare, train with the real stack, compare."""
+"""The two ends of the demo: preparing its world, and the table of a finished run."""
 
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +23,6 @@ def prepare_for_training() -> DemoAssets:
     print(f"Demo world: {assets.root}")
     print(f"  warm start took {assets.manifest.get('warm_start_wall_s')} s")
     return assets
-
-
-def run_demo(overrides: Sequence[str]) -> str:
-    """Train on the demo world and return the table of held-out accuracies before and after.
-
-    Args:
-        overrides: hydra overrides on top of ``experiment=demo_cpu``.
-    """
-    from keytoken.main import train
-
-    prepare_for_training()
-    run_dir = train(["experiment=demo_cpu", *overrides])
-    return report(run_dir)
 
 
 def report(run_dir: Path) -> str:
