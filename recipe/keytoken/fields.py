@@ -22,6 +22,7 @@ MASKED_LOG_PROB = "attribution_log_prob_masked"
 SHUFFLED_LOG_PROB = "attribution_log_prob_shuffled"
 HAS_VISUAL = "attribution_has_visual"
 HAS_TEMPORAL = "attribution_has_temporal"
+STATIC_CLIP = "attribution_static_clip"
 VERSION = "attribution_version"
 PASS_SECONDS = "attribution_seconds"
 TOKEN_WEIGHT = "token_weight"
@@ -34,11 +35,17 @@ FIELDS = (
     Field(MASKED_LOG_PROB, "[B, T]", "nats, equal to real without vision", _PASSES, _TRAINER),
     Field(SHUFFLED_LOG_PROB, "[B, T]", "nats, equal to real without frames", _PASSES, _TRAINER),
     Field(HAS_VISUAL, "[B]", "0 or 1: the prompt holds an image or a video", _PASSES, _TRAINER),
-    Field(HAS_TEMPORAL, "[B]", "0 or 1: the prompt holds a video of two or more frames", _PASSES, _TRAINER),
+    Field(HAS_TEMPORAL, "[B]", "0 or 1: the prompt holds a video whose frames differ", _PASSES, _TRAINER),
+    Field(STATIC_CLIP, "[B]", "0 or 1: the prompt's videos show one picture only", _PASSES, _TRAINER),
     Field(VERSION, "[B]", "global step of the weights that scored", _PASSES, _TRAINER),
     Field(PASS_SECONDS, "[B]", "seconds of the rank that scored the row", _PASSES, _TRAINER),
     Field(TOKEN_WEIGHT, "[B, T]", "dimensionless", _TRAINER, "policy loss, export"),
     Field(LOSS_TOTALS, "[B, 3]", "responses, tokens, selected tokens of the mini-batch", _TRAINER, _LOSS),
 )
 
-PASS_OUTPUTS = (REAL_LOG_PROB, MASKED_LOG_PROB, SHUFFLED_LOG_PROB, HAS_VISUAL, HAS_TEMPORAL, VERSION, PASS_SECONDS)
+PASS_OUTPUTS = tuple(field.name for field in FIELDS if field.written_by == _PASSES)
+# What each counterfactual view adds to them.
+VIEW_OUTPUTS = {
+    "masked": (MASKED_LOG_PROB, HAS_VISUAL),
+    "shuffled": (SHUFFLED_LOG_PROB, HAS_TEMPORAL, STATIC_CLIP),
+}

@@ -13,10 +13,13 @@ from keytoken import fields
 from keytoken.attribution.types import Signals
 from keytoken.errors import ConfigurationError
 from keytoken.losses.policy import loss_totals
+from keytoken.verl_adapter.agent_loop import ANSWER_VISION_TOKENS
 from keytoken.verl_adapter.compat import response_to_nested
 
 # What the attribution passes read; everything else stays in storage.
 PASS_INPUTS = ("input_ids", "position_ids", "responses", "multi_modal_inputs", "uid")
+# What the trainer reads back, besides the outputs of the passes.
+SIGNAL_FIELDS = ("uid", "response_mask", "old_log_probs", "entropy", "advantages", "extra_fields")
 
 
 def pass_request(batch: KVBatchMeta, global_step: int) -> KVBatchMeta:
@@ -42,7 +45,7 @@ def read_signals(batch: KVBatchMeta, outputs: tuple[str, ...]) -> tuple[Signals,
         batch: the batch, after the old-log-prob pass and the attribution passes.
         outputs: the pass outputs that were written; empty for a method without views.
     """
-    data = read(batch, ["uid", "response_mask", "old_log_probs", "entropy", *outputs])
+    data = read(batch, [*SIGNAL_FIELDS, *outputs])
     padded = {
         name: data[name].to_padded_tensor(0.0) if data[name].is_nested else data[name]
         for name in ("response_mask", "old_log_probs", "entropy", *outputs)
@@ -76,6 +79,32 @@ def write_weights(batch: KVBatchMeta, weights: Tensor, mask: Tensor, response_ma
     )
 
 
+def batch_metrics(batch: KVBatchMeta, signals: Signals, data: TensorDict) -> dict[str, float]:
+    """What a batch holds that teaches nothing, or that should not be there.
+
+    Returns:
+        ``attribution/groups_without_advantage``: share of prompts whose answers all have the advantage 0,
+        because their rewards are equal. ``attribution/answer_vision_tokens``: vision tokens that the policy
+        put into its answers and that were cut off. ``attribution/static_clips``: prompts whose videos show
+        one picture only and so have no temporal score.
+    """
+    real = [not tag.get("is_padding", False) for tag in batch.tags]
+    advantages = data["advantages"].to_padded_tensor(0.0)
+    groups = signals.group[real].unique()
+    taught = signals.group[(advantages != 0).any(dim=1)].unique()
+    extra = [dict(getattr(value, "data", value)) for value in data["extra_fields"]]
+    metrics = {
+        "attribution/groups_without_advantage": 1.0 - len(taught) / max(len(groups), 1),
+        "attribution/answer_vision_tokens": float(
+            sum(row[ANSWER_VISION_TOKENS] for row, counts in zip(extra, real, strict=True) if counts)
+        ),
+    }
+    if fields.STATIC_CLIP in data.keys():  # noqa: SIM118 - a TensorDict is no dict
+        static = signals.group[data[fields.STATIC_CLIP].bool()]
+        metrics["attribution/static_clips"] = float(len(static.unique()))
+    return metrics
+
+
 def base_gap(signals: Signals, data: TensorDict) -> float:
     """Largest difference between the real log-probs of the attribution group and the actor's, in nats."""
     actor = data["old_log_probs"].to_padded_tensor(0.0)
@@ -92,8 +121,8 @@ def require_version(data: TensorDict, global_step: int) -> None:
     versions = {int(version) for version in data[fields.VERSION]}
     if versions != {global_step - 1}:
         raise ConfigurationError(
-            f"The attribution group scored step {global_step} with the weights of step(s) {sorted(versions)}, "
-            f"not of step {global_step - 1}: a weight sync was missed. Restart the run; "
+            f"The attribution group scored step {global_step} with the weights of step(s) "
+            f"{sorted(versions)}, not of step {global_step - 1}: a weight sync was missed. Restart the run; "
             "trainer.resume_mode=auto continues from the last checkpoint."
         )
 

@@ -3,12 +3,13 @@
 Every override says "super, then ours"; what both modes need lives in :class:`AttributionSteps`, which
 defines no loop of its own. One step of verl becomes::
 
-    sample -> balance -> old log-probs | attribution passes -> reference -> advantages, token weights -> update
+    sample -> balance -> old log-probs | attribution passes -> reference
+           -> advantages, token weights -> update
 """
 
 import time
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from omegaconf import DictConfig, OmegaConf
@@ -40,16 +41,23 @@ POLL_INTERVAL_S = 0.05
 # Loading the weights of a large model from a shared disk is the slow part.
 START_TIMEOUT_S = 900.0
 
+if TYPE_CHECKING:
+    from keytoken.verl_adapter.compat import PPOTrainer as _Trainer
+else:
+    _Trainer = object  # a mixin: which of verl's trainers comes next is the subclass's choice
 
-class AttributionSteps:
+
+class AttributionSteps(_Trainer):
     """Overrides that both modes share; mixed in before verl's trainer class."""
 
     keytoken: KeyTokenConfig
     config: DictConfig
+    train_dataset: Any
     actor_worker_cls: type
 
     def __init__(self, config: DictConfig) -> None:
-        self.keytoken = KeyTokenConfig.from_mapping(OmegaConf.to_container(config.keytoken, resolve=True))
+        block: Any = OmegaConf.to_container(config.keytoken, resolve=True)
+        self.keytoken = KeyTokenConfig.from_mapping(block)
         self._passes: Any = None
         self._pass_outputs: tuple[str, ...] = ()
         install_estimator(self.keytoken.method.advantage_epsilon)
@@ -89,7 +97,8 @@ class AttributionSteps:
             START_TIMEOUT_S,
             f"The start of the attribution group ({workers} workers)",
             "The cluster has no room for it or a worker died: compare `ray status` with the pools of the run "
-            "(keytoken.attribution.num_workers, trainer.n_gpus_per_node, actor_rollout_ref.rollout.n_gpus_per_node).",
+            "(keytoken.attribution.num_workers, trainer.n_gpus_per_node, "
+            "actor_rollout_ref.rollout.n_gpus_per_node).",
             ClusterError,
         )
 
@@ -140,6 +149,8 @@ class AttributionSteps:
         batch = super()._compute_advantage(batch, metrics)
         outputs = _outputs_of(self.keytoken)
         signals, data = batches.read_signals(batch, outputs)
+        metrics["data/quarantined_rows"] = len(self.train_dataset.quarantined)
+        metrics.update(batches.batch_metrics(batch, signals, data))
         if outputs:
             self._check_passes(signals, data, metrics)
         start = time.perf_counter()
@@ -160,9 +171,9 @@ class AttributionSteps:
         metrics["attribution/base_gap_max"] = gap
         if not gap <= bound:
             raise NonFiniteError(
-                f"Step {self.global_steps}: the attribution group's log-probs of the real input differ from the "
-                f"actor's by {gap:.3g} nats, more than keytoken.attribution.base_tolerance={bound:g}. Either "
-                "their weights differ (a missed sync) or the bound is too tight for the precision in use."
+                f"Step {self.global_steps}: the attribution group's log-probs of the real input differ from "
+                f"the actor's by {gap:.3g} nats, more than keytoken.attribution.base_tolerance={bound:g}. "
+                "Either their weights differ (a missed sync) or the bound is too tight for the precision."
             )
 
     def _bounded_sync(self, sync: Any) -> None:
@@ -206,11 +217,9 @@ def _outputs_of(keytoken: KeyTokenConfig) -> tuple[str, ...]:
     """The fields that the passes of this method write."""
     if not keytoken.method.views:
         return ()
-    names = [fields.HAS_VISUAL, fields.HAS_TEMPORAL, fields.VERSION, fields.PASS_SECONDS]
-    names += [fields.REAL_LOG_PROB] if keytoken.attribution.check_base else []
-    names += [fields.MASKED_LOG_PROB] if "masked" in keytoken.method.views else []
-    names += [fields.SHUFFLED_LOG_PROB] if "shuffled" in keytoken.method.views else []
-    return tuple(names)
+    real = (fields.REAL_LOG_PROB,) if keytoken.attribution.check_base else ()
+    views = (name for view in keytoken.method.views for name in fields.VIEW_OUTPUTS[view])
+    return (fields.VERSION, fields.PASS_SECONDS, *real, *views)
 
 
 def _with_uids(batch: TensorDict, names: list[str]) -> TensorDict:

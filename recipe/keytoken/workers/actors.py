@@ -54,12 +54,19 @@ class AttributionWorker(TrainingWorker):
         self.reset()
         self.checkpoint_engine = _checkpoint_engine(config.rollout.checkpoint_engine)
 
-    @register_worker_method(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="train"), blocking=False)
+    @register_worker_method(
+        dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="train"), blocking=False
+    )
     def compute_attribution(self, data: TensorDict) -> TensorDict:
         """See :func:`keytoken.workers.attribution.score_views`."""
         with self.engine.eval_mode():
             return score_views(
-                self.engine, data, self.keytoken.method, self.keytoken.attribution, self.settings, self.version
+                self.engine,
+                data,
+                self.keytoken.method,
+                self.keytoken.attribution,
+                self.settings,
+                self.version,
             )
 
     @register_worker_method(dispatch_mode=Dispatch.DP_COMPUTE, blocking=False)
@@ -78,9 +85,9 @@ class AttributionWorker(TrainingWorker):
         missing = sorted(set(self._parameters_by_name()) - received)
         if missing:
             raise WeightSyncError(
-                f"The weight broadcast of step {global_steps} lacked {len(missing)} tensors of the attribution "
-                f"model, first {missing[0]!r}: the actor and the attribution group load different models. "
-                "Use one actor_rollout_ref.model.path for all groups."
+                f"The weight broadcast of step {global_steps} lacked {len(missing)} tensors of the "
+                f"attribution model, first {missing[0]!r}: the actor and the attribution group load "
+                "different models. Use one actor_rollout_ref.model.path for all groups."
             )
         self.version = global_steps
 
@@ -113,7 +120,9 @@ class _PassesInActor:
         """Hand over the KeyToken configuration once, after the model is built."""
         self.keytoken = keytoken
 
-    @register_worker_method(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"), blocking=False)
+    @register_worker_method(
+        dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"), blocking=False
+    )
     def compute_attribution(self, data: TensorDict) -> TensorDict:
         """See :func:`keytoken.workers.attribution.score_views`; the weights are always the current ones."""
         settings = pass_settings(self.config, self.keytoken)

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from keytoken_kernels.head import head_log_probs
 from torch import Tensor
 
 from keytoken.errors import ConfigurationError, NonFiniteError
 from keytoken.workers.rows import Row, answer_row_index, batch_of
+from keytoken_kernels.head import head_log_probs
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,35 +48,39 @@ def score_rows(engine: Any, rows: list[Row], settings: PassSettings, view: str) 
     """
     size = settings.micro_batch_size
     chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
+    # First, because it is a collective itself and may not fall between those of another rank's forward.
+    num_rounds = _largest_over_ranks(engine, len(chunks))
     scored: list[Tensor] = []
     for chunk in chunks:
-        scored.extend(_score_chunk(engine, chunk, settings, view))
-    for _ in range(_largest_over_ranks(engine, len(chunks)) - len(chunks)):
-        _score_chunk(engine, _filler(rows), settings, view)
+        scored.extend(_score_chunk(engine, chunk, settings))
+    for _ in range(num_rounds - len(chunks)):
+        _score_chunk(engine, _filler(rows), settings)
+    # Last, so that a rank with a bad value does not leave the others waiting in a collective.
+    _refuse_non_finite(rows, scored, view)
     return scored
 
 
 @torch.no_grad()
-def _score_chunk(engine: Any, rows: list[Row], settings: PassSettings, view: str) -> list[Tensor]:
+def _score_chunk(engine: Any, rows: list[Row], settings: PassSettings) -> list[Tensor]:
     device = next(engine.module.parameters()).device
     batch = batch_of(rows, settings.temperature, settings.use_remove_padding).to(device)
     inputs, _ = engine.prepare_model_inputs(micro_batch=batch)
     index = answer_row_index(rows, settings.use_remove_padding).to(device)
-    labels = torch.cat([row.input_ids[len(row) - row.response_length :] for row in rows]).to(device)
+    labels = torch.cat([row.answer_ids for row in rows]).to(device)
     head = engine.module.get_output_embeddings()
     with _autocast(engine, device), _answer_rows(head, index, labels, settings.temperature) as taken:
         engine.module(**inputs, use_cache=False)
-    log_probs = taken[0].cpu().split([row.response_length for row in rows])
-    _refuse_non_finite(log_probs, view)
-    return list(log_probs)
+    return list(taken[0].cpu().split([row.response_length for row in rows]))
 
 
 @contextmanager
-def _answer_rows(head: torch.nn.Module, index: Tensor, labels: Tensor, temperature: float) -> Iterator[list[Tensor]]:
+def _answer_rows(
+    head: torch.nn.Linear, index: Tensor, labels: Tensor, temperature: float
+) -> Iterator[list[Tensor]]:
     """While active, the head's input is read at ``index`` and the log-probs land in the yielded list."""
     taken: list[Tensor] = []
 
-    def take(module: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+    def take(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor]:
         hidden = args[0].flatten(0, -2)
         with torch.autocast(hidden.device.type, enabled=False):
             log_prob, _ = head_log_probs(hidden[index], module.weight, labels, temperature)
@@ -118,12 +122,14 @@ def _filler(rows: list[Row]) -> list[Row]:
     return [Row(ids, torch.arange(2).expand(4, 2).contiguous(), 1, {})]
 
 
-def _refuse_non_finite(log_probs: tuple[Tensor, ...], view: str) -> None:
-    for number, values in enumerate(log_probs):
-        bad = (~torch.isfinite(values)).nonzero()
+def _refuse_non_finite(rows: list[Row], scored: list[Tensor], view: str) -> None:
+    for row, log_probs in zip(rows, scored, strict=True):
+        bad = (~torch.isfinite(log_probs)).nonzero()
         if len(bad):
+            token = int(bad[0, 0])
             raise NonFiniteError(
-                f"The {view} pass gave a log-prob of {values[bad[0, 0]].item()} at token {int(bad[0, 0])} of "
-                f"row {number} of its micro-batch. The weights or the pixels hold NaN or infinity: look at "
-                "actor/grad_norm of the steps before, and lower actor_rollout_ref.actor.optim.lr."
+                f"The {view} pass gave a log-prob of {log_probs[token].item()} at token {token} of the "
+                f"answer in row {row.number} (prompt {row.prompt}). The weights or the pixels hold NaN or "
+                "infinity: look at actor/grad_norm of the steps before, and lower "
+                "actor_rollout_ref.actor.optim.lr."
             )

@@ -24,19 +24,31 @@ class Row:
     position_ids: Tensor  # [4, L] int64: text row, then the three M-RoPE rows
     response_length: int
     media: dict[str, Tensor]  # pixel_values_videos, video_grid_thw, ...; empty for text
+    prompt: str = ""  # verl's uid: the same for all answers to one prompt
+    number: int = 0  # place in the batch of this rank
+
+    @property
+    def prompt_length(self) -> int:
+        return len(self) - self.response_length
+
+    @property
+    def answer_ids(self) -> Tensor:
+        return self.input_ids[self.prompt_length :]  # not [-R:], which is everything for R = 0
 
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])
 
 
 def rows_of(data: TensorDict) -> list[Row]:
-    """Split a batch as verl hands it to a worker into rows."""
+    """Split a batch as verl hands it to a worker into rows; ``uid`` names the prompt of each."""
     ids = data["input_ids"].unbind()
     lengths = [int(row.shape[0]) for row in ids]
     positions = _split_positions(data["position_ids"], lengths)
     answers = [int(row.shape[0]) for row in data["responses"].unbind()]
     media = [_media(data, index) for index in range(len(ids))]
-    return [Row(*parts) for parts in zip(ids, positions, answers, media, strict=True)]
+    prompts = [str(uid) for uid in data["uid"]]
+    parts = zip(ids, positions, answers, media, prompts, range(len(ids)), strict=True)
+    return [Row(*part) for part in parts]
 
 
 def batch_of(rows: list[Row], temperature: float, use_remove_padding: bool) -> TensorDict:
@@ -73,7 +85,7 @@ def answer_row_index(rows: list[Row], use_remove_padding: bool) -> Tensor:
         starts.append(start)
         start += len(row) if use_remove_padding else width
     spans = [
-        torch.arange(begin + len(row) - row.response_length - 1, begin + len(row) - 1)
+        torch.arange(begin + row.prompt_length - 1, begin + len(row) - 1)
         for begin, row in zip(starts, rows, strict=True)
     ]
     return torch.cat(spans)

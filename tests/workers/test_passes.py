@@ -1,0 +1,156 @@
+"""Batched passes of verl's real engine against one plain transformers forward for each sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tensordict import TensorDict
+
+from keytoken.errors import ConfigurationError, NonFiniteError
+from keytoken.workers import passes
+from keytoken.workers.passes import PassSettings, score_rows
+from keytoken.workers.rows import Row, rows_of
+
+SETTINGS = PassSettings(micro_batch_size=16, temperature=1.0, use_remove_padding=False)
+
+
+def expected(logits: torch.Tensor, labels: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """[R] log-probs in nats, by float64."""
+    rows = (logits.double() / temperature).log_softmax(-1)
+    return rows.gather(1, labels[:, None]).squeeze(1).float()
+
+
+def assert_equal_to_truth(
+    scored: list[torch.Tensor],
+    mixed: dict[str, Any],
+    logits: dict[str, torch.Tensor],
+    temperature: float = 1.0,
+) -> None:
+    for (name, example), values in zip(mixed.items(), scored, strict=True):
+        assert values.dtype == torch.float32
+        assert values.shape == (example.response_length,), name
+        wanted = expected(logits[name], example.labels, temperature)
+        torch.testing.assert_close(
+            values, wanted, atol=1e-5, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_a_mixed_batch_equals_one_forward_for_each_row(
+    engine: Any,
+    mixed: dict[str, Any],
+    truth: dict[str, dict[str, torch.Tensor]],
+    as_batch: Callable[..., TensorDict],
+    temperature: float,
+) -> None:
+    rows = rows_of(as_batch(list(mixed.values())))
+    settings = PassSettings(micro_batch_size=16, temperature=temperature, use_remove_padding=False)
+    assert_equal_to_truth(score_rows(engine, rows, settings, "real"), mixed, truth["real"], temperature)
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 3])
+def test_the_micro_batch_size_does_not_matter(
+    engine: Any,
+    mixed: dict[str, Any],
+    truth: dict[str, dict[str, torch.Tensor]],
+    as_batch: Callable[..., TensorDict],
+    micro_batch_size: int,
+) -> None:
+    settings = PassSettings(micro_batch_size, temperature=1.0, use_remove_padding=False)
+    rows = rows_of(as_batch(list(mixed.values())))
+    assert_equal_to_truth(score_rows(engine, rows, settings, "real"), mixed, truth["real"])
+
+
+def test_no_rows_give_no_log_probs(engine: Any) -> None:
+    assert score_rows(engine, [], SETTINGS, "shuffled") == []
+
+
+def test_the_head_reads_answer_positions_only(
+    engine: Any,
+    mixed: dict[str, Any],
+    as_batch: Callable[..., TensorDict],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The transformer gives hidden states of whole sequences; logits are made of the answers' alone."""
+    rows = rows_of(as_batch(list(mixed.values())))
+    seen: dict[str, Any] = {}
+    original = passes.head_log_probs
+
+    def recorded(hidden: torch.Tensor, *args: Any) -> Any:
+        seen["scored"] = hidden.shape
+        return original(hidden, *args)
+
+    def input_of_head(_: Any, args: Any) -> None:
+        seen["hidden"] = args[0].shape
+
+    def output_of_head(_: Any, __: Any, logits: torch.Tensor) -> None:
+        seen["logits"] = logits.shape
+
+    monkeypatch.setattr(passes, "head_log_probs", recorded)
+    head = engine.module.get_output_embeddings()
+    handles = [head.register_forward_pre_hook(input_of_head), head.register_forward_hook(output_of_head)]
+    score_rows(engine, rows, SETTINGS, "real")
+    for handle in handles:
+        handle.remove()
+    hidden_size, vocabulary = head.in_features, head.out_features
+    assert seen["hidden"] == (len(rows), max(map(len, rows)), hidden_size)
+    assert seen["scored"] == (sum(row.response_length for row in rows), hidden_size)
+    assert seen["logits"] == (len(rows), 1, vocabulary)  # one dummy place in each row
+
+
+def test_a_head_that_does_not_run_is_an_error() -> None:
+    head = torch.nn.Linear(2, 3)
+    nothing = torch.zeros(0, dtype=torch.long)
+    with (
+        pytest.raises(ConfigurationError, match=r"ran 0 times.*use_fused_kernels=false"),
+        passes._answer_rows(head, nothing, nothing, 1.0),
+    ):
+        pass
+    assert not head._forward_pre_hooks
+
+
+def test_a_bad_weight_is_named_with_its_row(
+    engine: Any, encoder: Any, as_batch: Callable[..., TensorDict], mixed: dict[str, Any]
+) -> None:
+    """NaN in the embedding of a word that one answer alone holds, in the second micro-batch."""
+    rare = encoder.processor.tokenizer.convert_tokens_to_ids("<think>")
+    examples = [mixed["video"], mixed["text"], encoder.example("p9", [3, rare, 4]), mixed["image"]]
+    assert not any((example.input_ids == rare).any() for example in mixed.values())
+    with torch.no_grad():
+        engine.module.get_input_embeddings().weight.to_local()[rare] = torch.nan
+    settings = PassSettings(micro_batch_size=2, temperature=1.0, use_remove_padding=False)
+    message = r"The shuffled pass gave a log-prob of nan at token 0 of the answer in row 2 \(prompt p9\)"
+    with pytest.raises(NonFiniteError, match=message):
+        score_rows(engine, rows_of(as_batch(examples)), settings, "shuffled")
+
+
+def test_the_first_bad_token_is_named() -> None:
+    rows = [Row(torch.arange(5), torch.zeros(4, 5), 3, {}, prompt=f"p{n}", number=n) for n in (4, 6)]
+    fine, bad = torch.tensor([-1.0, 0.0, -80.0]), torch.tensor([-1.0, -torch.inf, torch.nan])
+    passes._refuse_non_finite(rows, [fine, fine], "real")
+    with pytest.raises(NonFiniteError, match=r"log-prob of -inf at token 1 .* row 6 \(prompt p6\)"):
+        passes._refuse_non_finite(rows, [fine, bad], "real")
+
+
+def test_a_placeholder_in_the_answer_of_a_text_prompt_is_a_word(
+    engine: Any,
+    placeholder_answer: Any,
+    as_batch: Callable[..., TensorDict],
+    truth: dict[str, dict[str, torch.Tensor]],
+) -> None:
+    (scored,) = score_rows(engine, rows_of(as_batch([placeholder_answer])), SETTINGS, "real")
+    wanted = expected(truth["placeholder"]["text"], placeholder_answer.labels)
+    torch.testing.assert_close(scored, wanted, atol=1e-5, rtol=0)
+
+
+def test_padded_rows_read_the_right_places() -> None:
+    """Indices against a table of who predicts whom, with an empty answer among them."""
+    rows = [
+        Row(torch.arange(length), torch.zeros(4, length, dtype=torch.long), answer, {})
+        for length, answer in ((5, 2), (3, 0), (4, 3))
+    ]
+    assert passes.answer_row_index(rows, use_remove_padding=False).tolist() == [2, 3, 10, 11, 12]
+    assert passes.answer_row_index(rows, use_remove_padding=True).tolist() == [2, 3, 8, 9, 10]
