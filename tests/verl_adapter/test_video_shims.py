@@ -219,6 +219,30 @@ def test_b5_batch_with_pixels_is_verls_own(model: Any, processor: Any) -> None:
     assert torch.equal(mine, stock)
 
 
+def test_n5_images_and_videos_share_one_run_of_the_tower(model: Any, processor: Any) -> None:
+    """verl runs it once for each kind, and FSDP ranks without both kinds then wait for one run more."""
+    from verl.models.transformers import qwen2_vl
+
+    frames = torch.randint(0, 255, (4, 3, 56, 56), dtype=torch.uint8)
+    videos = processor.video_processor(videos=[frames], do_sample_frames=False, return_tensors="pt")
+    images = processor.image_processor(images=[frames[0]], return_tensors="pt")
+    grids = videos["video_grid_thw"][0].tolist(), images["image_grid_thw"][0].tolist()
+    ids, _ = sequence(processor, [("video", grids[0]), ("image", grids[1])], [8])
+    inputs = {"input_ids": torch.tensor([ids]), **videos, **images}
+    runs: list[int] = []
+    handle = model.model.visual.register_forward_hook(lambda *_: runs.append(1))
+    with torch.no_grad():
+        mine, _ = qwen2_vl._get_input_embeds(model.model, **inputs)
+        assert len(runs) == 1
+        stock, _ = qwen2_vl._get_input_embeds.__wrapped__(model.model, **inputs)
+        assert len(runs) == 3
+    handle.remove()
+    torch.testing.assert_close(mine, stock, atol=1e-5, rtol=0)
+    inputs["input_ids"][inputs["input_ids"] == model.config.video_token_id] = 5
+    with pytest.raises(ValueError, match="Video features and video tokens do not match: tokens: 0"):
+        qwen2_vl._get_input_embeds(model.model, **inputs)
+
+
 def run_config(model: Path, **changes: Any) -> Any:
     config = OmegaConf.create(
         {
