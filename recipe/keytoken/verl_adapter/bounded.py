@@ -26,7 +26,7 @@ def bounded(
     def run() -> None:
         try:
             outcome.append(call())
-        except BaseException as problem:  # handed to the waiting thread, which raises it unchanged
+        except BaseException as problem:  # noqa: BLE001 - the waiting thread raises it unchanged
             failure.append(problem)
 
     thread = threading.Thread(target=run, name=what, daemon=True)

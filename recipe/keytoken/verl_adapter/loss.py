@@ -54,13 +54,16 @@ def _totals(data: TensorDict) -> dict[str, float]:
 
 
 def _metrics(result: PolicyLoss, num_ranks: int) -> dict[str, Any]:
-    """verl sums a SUM metric over micro-batches and averages it over ranks, hence the factor."""
+    """verl sums a SUM metric over micro-batches and averages it over ranks, hence the factor.
+
+    It also puts ``actor/`` before every name.
+    """
     parts = {
-        "keytoken/policy_loss": result.policy_loss,
-        "keytoken/kl_loss": result.kl_loss,
-        "keytoken/clipped_share": result.clipped_share,
-        "keytoken/old_to_new_kl": result.old_to_new_kl,
-        "keytoken/responses_without_selected": result.num_unselected,
+        "policy_loss": result.policy_loss,
+        "kl_loss": result.kl_loss,
+        "clipped_share": result.clipped_share,
+        "old_to_new_kl": result.old_to_new_kl,
+        "responses_without_selected": result.num_unselected,
     }
     return {
         name: Metric(value=value.detach().float() * num_ranks, aggregation=AggregationType.SUM)

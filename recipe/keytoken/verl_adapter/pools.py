@@ -41,7 +41,9 @@ def start_group(manager: ResourcePoolManager, config: DictConfig, keytoken: KeyT
         cls=ray.remote(AttributionWorker), config=config.actor_rollout_ref, keytoken=keytoken
     )
     group = RayWorkerGroup(
-        resource_pool=manager.get_resource_pool(ROLE), ray_cls_with_init=worker, device_name=config.trainer.device
+        resource_pool=manager.get_resource_pool(ROLE),
+        ray_cls_with_init=worker,
+        device_name=config.trainer.device,
     )
     # verl asks for the collect mask after the first dispatch, which would make that call blocking.
     group._collect_info["train"] = group._query_collect_info("train")
