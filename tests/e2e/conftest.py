@@ -131,9 +131,10 @@ class Job:
 
     def kill(self) -> None:
         """SIGKILL the driver and whatever it started: all processes below it or in its Ray session."""
-        family = [self.process.pid]
-        if psutil.pid_exists(self.process.pid):
-            family += [child.pid for child in psutil.Process(self.process.pid).children(recursive=True)]
+        family = []
+        if self.process.poll() is None:  # else its number may belong to somebody else by now
+            family = [child.pid for child in psutil.Process(self.process.pid).children(recursive=True)]
+            family.append(self.process.pid)
         family += [p.pid for p in psutil.process_iter(["environ"]) if self._is_ours(p)]
         for pid in dict.fromkeys(family):
             try:

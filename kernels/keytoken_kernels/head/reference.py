@@ -66,7 +66,7 @@ def _check(hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float) -
         raise ValueError(f"labels must be [N] = [{hidden.shape[0]}]; got {tuple(labels.shape)}")
     if temperature <= 0:
         raise ValueError(f"temperature must be positive; got {temperature}")
-    if labels.numel() and not (0 <= int(labels.min()) and int(labels.max()) < weight.shape[0]):
+    if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) >= weight.shape[0]):
         raise ValueError(
             f"labels must lie in [0, {weight.shape[0]}); got [{int(labels.min())}, {int(labels.max())}]"
         )

@@ -34,8 +34,8 @@ def report(run_dir: Path) -> str:
     dumps = sorted((run_dir / "validation").glob("*.jsonl"), key=lambda path: int(path.stem))
     if len(dumps) < 2:
         raise DataError(
-            f"{run_dir / 'validation'} holds {len(dumps)} evaluations, the table needs one before and one after: "
-            "leave trainer.val_before_train=true and set trainer.test_freq to the number of steps."
+            f"{run_dir / 'validation'} holds {len(dumps)} evaluations; the table needs one before and "
+            "one after training: leave trainer.val_before_train=true and set trainer.test_freq to the number of steps."
         )
     rows = [row for path in sorted(run_dir.glob("metrics*.jsonl")) for row in read_metrics(path)]
     return write_report(run_dir, read_answers(dumps[0]), read_answers(dumps[-1]), rows)
@@ -45,4 +45,3 @@ def read_answers(path: Path) -> list[AnswerRecord]:
     """The scored held-out answers that verl wrote at one evaluation."""
     rows: list[dict[str, Any]] = [json.loads(line) for line in path.read_text().splitlines()]
     return [AnswerRecord(row["prompt_id"], row["family"], float(row["acc"]), row["decoding"]) for row in rows]
-

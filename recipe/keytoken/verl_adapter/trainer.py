@@ -58,8 +58,6 @@ class AttributionSteps(_Trainer):
     def __init__(self, config: DictConfig) -> None:
         block: Any = OmegaConf.to_container(config.keytoken, resolve=True)
         self.keytoken = KeyTokenConfig.from_mapping(block)
-        self._passes: Any = None
-        self._pass_outputs: tuple[str, ...] = ()
         install_estimator(self.keytoken.method.advantage_epsilon)
         super().__init__(config)
 
