@@ -42,6 +42,8 @@ def _follow(metrics_file: Path, total_steps: int | None, done: threading.Event) 
         while True:
             finished = done.wait(POLL_S)
             lines = metrics_file.read_text().splitlines() if metrics_file.exists() else []
+            if lines and not num_read:
+                bar.reset(total=total_steps)  # the start does not count into the time of a step
             for line in lines[num_read:]:
                 _show(bar, json.loads(line))
             num_read = len(lines)

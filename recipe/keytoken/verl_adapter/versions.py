@@ -46,7 +46,8 @@ def check_versions(find_version: Callable[[str], str] = metadata.version) -> dic
         if found[package] == "missing" or not SpecifierSet(specifier).contains(found[package], True):
             raise VersionError(
                 f"package {package}: found {found[package]}, KeyToken needs {specifier}; "
-                f"install the locked set with: pip install --no-deps -r {lock} (on a CPU: make setup)"
+                f"install the locked set with: pip install --no-deps -r {lock} "
+                "(on a CPU: make setup)"
             )
     return found
 
