@@ -41,7 +41,8 @@ def _follow(metrics_file: Path, total_steps: int | None, done: threading.Event) 
         num_read = 0
         while True:
             finished = done.wait(POLL_S)
-            lines = metrics_file.read_text().splitlines() if metrics_file.exists() else []
+            text = metrics_file.read_text() if metrics_file.exists() else ""
+            lines = text[: text.rfind("\n") + 1].splitlines()  # a line without its end is still being written
             if lines and not num_read:
                 bar.reset(total=total_steps)  # the start does not count into the time of a step
             for line in lines[num_read:]:
