@@ -35,7 +35,8 @@ def report(run_dir: Path) -> str:
     if len(dumps) < 2:
         raise DataError(
             f"{run_dir / 'validation'} holds {len(dumps)} evaluations; the table needs one before and "
-            "one after training: leave trainer.val_before_train=true and set trainer.test_freq to the number of steps."
+            "one after training: leave trainer.val_before_train=true, and set trainer.test_freq to the "
+            "number of steps."
         )
     rows = [row for path in sorted(run_dir.glob("metrics*.jsonl")) for row in read_metrics(path)]
     return write_report(run_dir, read_answers(dumps[0]), read_answers(dumps[-1]), rows)
