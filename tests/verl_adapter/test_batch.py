@@ -1,0 +1,143 @@
+"""Order, signals, metrics and alarms of a batch, read from verl's own storage metadata and ragged tensors."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from tensordict import TensorDict
+from tensordict.tensorclass import NonTensorData, NonTensorStack
+from transfer_queue import KVBatchMeta
+
+from keytoken import fields
+from keytoken.errors import ConfigurationError
+from keytoken.verl_adapter import batch as batches
+from keytoken.verl_adapter.agent_loop import ANSWER_VISION_TOKENS
+
+
+def ragged(rows: list[list[float]]) -> torch.Tensor:
+    return torch.nested.as_nested_tensor([torch.tensor(row) for row in rows], layout=torch.jagged)
+
+
+def meta(keys: list[str], padding: frozenset[int] = frozenset()) -> KVBatchMeta:
+    tags = [{"key": key, "is_padding": number in padding} for number, key in enumerate(keys)]
+    return KVBatchMeta(partition_id="train", keys=list(keys), tags=tags)
+
+
+@pytest.fixture
+def stored(monkeypatch: pytest.MonkeyPatch) -> TensorDict:
+    """Four answers to two prompts as TransferQueue would hand them over; storage itself needs a cluster."""
+    data = TensorDict(
+        {
+            "response_mask": ragged([[1.0] * 3, [1.0], [1.0] * 2, [1.0] * 2]),
+            "old_log_probs": ragged([[-1.0, -2.0, -3.0], [-4.0], [-5.0, -6.0], [-7.0, -8.0]]),
+            "entropy": ragged([[0.1, 0.2, 0.3], [0.4], [0.5, 0.6], [0.7, 0.8]]),
+            "advantages": ragged([[0.0] * 3, [0.0], [1.0] * 2, [-1.0] * 2]),
+            fields.REAL_LOG_PROB: ragged([[-1.0, -2.5, -3.0], [-4.0], [-5.0, -6.0], [-7.0, -8.25]]),
+            fields.MASKED_LOG_PROB: ragged([[-9.0] * 3, [-9.0], [-9.0] * 2, [-9.0] * 2]),
+            fields.HAS_VISUAL: torch.tensor([1, 1, 0, 0]),
+            fields.SHUFFLED_LOG_PROB: ragged([[-8.0] * 3, [-8.0], [-8.0] * 2, [-8.0] * 2]),
+            fields.HAS_TEMPORAL: torch.tensor([0, 0, 1, 1]),
+            fields.STATIC_CLIP: torch.tensor([1, 1, 0, 0]),
+            fields.VERSION: torch.full((4,), 6),
+        },
+        batch_size=[4],
+    )
+    data["uid"] = NonTensorStack(*(NonTensorData(uid) for uid in ("b", "b", "a", "a")))
+    counts = [{ANSWER_VISION_TOKENS: number} for number in (0, 3, 0, 4)]
+    data["extra_fields"] = NonTensorStack(*(NonTensorData(count) for count in counts))
+
+    def read(_: KVBatchMeta, names: list[str]) -> TensorDict:
+        return data.select(*names)
+
+    monkeypatch.setattr(batches, "read", read)
+    return data
+
+
+KEYS = ["b_0_0", "b_1_0", "a_0_0", "a_1_0"]
+VIEWS = (*fields.VIEW_OUTPUTS["masked"], *fields.VIEW_OUTPUTS["shuffled"])
+OUTPUTS = (fields.REAL_LOG_PROB, *VIEWS, fields.VERSION)
+
+
+def test_the_order_does_not_depend_on_arrival() -> None:
+    """Answers sort as numbers, prompts may hold underscores, and tags move with their keys."""
+    wanted = ["0000001-00002_0_0", "0000001-00002_2_0", "0000001-00002_10_0", "p_7_0_0", "p_7_1_0", "p_7_1_1"]
+    for seed in range(5):
+        keys = random.Random(seed).sample(wanted, len(wanted))
+        batch = meta(keys)
+        batches.canonical_order(batch)
+        assert batch.keys == wanted
+        assert [tag["key"] for tag in batch.tags] == wanted
+
+
+@pytest.mark.usefixtures("stored")
+def test_signals_are_the_stored_tensors_padded() -> None:
+    signals, _ = batches.read_signals(meta(KEYS), OUTPUTS)
+    assert signals.mask.int().tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 0]]
+    assert signals.logp[0].tolist() == [-1.0, -2.5, -3.0]  # the group's own, not the actor's
+    assert signals.logp_masked is not None and signals.logp_masked[2].tolist() == [-9.0, -9.0, 0.0]
+    assert signals.logp_shuffled is not None and signals.logp_shuffled.shape == (4, 3)
+    assert signals.group[0] == signals.group[1] != signals.group[2] == signals.group[3]
+    assert signals.has_visual.tolist() == [True, True, False, False]
+    assert signals.has_temporal.tolist() == [False, False, True, True]
+
+
+@pytest.mark.usefixtures("stored")
+def test_a_method_without_views_reads_the_actors_log_probs() -> None:
+    signals, _ = batches.read_signals(meta(KEYS), ())
+    assert signals.logp[0].tolist() == [-1.0, -2.0, -3.0]
+    assert signals.logp_masked is None and signals.logp_shuffled is None
+    assert not signals.has_visual.any() and not signals.has_temporal.any()
+
+
+@pytest.mark.usefixtures("stored")
+def test_metrics_of_a_batch() -> None:
+    signals, data = batches.read_signals(meta(KEYS), OUTPUTS)
+    assert batches.batch_metrics(meta(KEYS), signals, data) == {
+        "attribution/groups_without_advantage": 0.5,  # all rewards of prompt b were equal
+        "attribution/answer_vision_tokens": 7.0,
+        "attribution/static_clips": 1.0,  # one clip, two answers
+    }
+    padded = batches.batch_metrics(meta(KEYS, frozenset({3})), signals, data)
+    assert padded["attribution/answer_vision_tokens"] == 3.0
+
+
+@pytest.mark.usefixtures("stored")
+def test_metrics_without_a_shuffled_pass() -> None:
+    signals, data = batches.read_signals(meta(KEYS), ())
+    assert "attribution/static_clips" not in batches.batch_metrics(meta(KEYS), signals, data)
+
+
+@pytest.mark.usefixtures("stored")
+def test_base_gap_is_the_largest_difference_at_an_answer_token() -> None:
+    signals, data = batches.read_signals(meta(KEYS), OUTPUTS)
+    assert batches.base_gap(signals, data) == 0.5
+    signals.logp[1, 2] = 100.0  # padding
+    assert batches.base_gap(signals, data) == 0.5
+    signals.logp[0, 0] = torch.nan
+    assert not batches.base_gap(signals, data) <= 1e9  # the trainer's comparison then refuses it
+
+
+def test_scores_of_other_weights_are_refused(stored: TensorDict) -> None:
+    batches.require_version(stored, 7)
+    with pytest.raises(ConfigurationError, match=r"scored step 8 with .* step\(s\) \[6\], not of step 7"):
+        batches.require_version(stored, 8)
+    stored[fields.VERSION][2] = 5
+    with pytest.raises(ConfigurationError, match=r"step\(s\) \[5, 6\], not of step 6"):
+        batches.require_version(stored, 7)
+
+
+def test_weights_are_written_ragged_with_the_counts_of_the_batch(
+    stored: TensorDict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: dict[str, Any] = {}
+    monkeypatch.setattr(batches.tq, "kv_batch_put", lambda **call: written.update(call))
+    signals, data = batches.read_signals(meta(KEYS), OUTPUTS)
+    weights = torch.tensor([[1.0, 0, 1], [0, 0, 0], [0.5, 0, 0], [0, 0, 0]])
+    batches.write_weights(meta(KEYS), weights, signals.mask, data["response_mask"])
+    assert written["keys"] == KEYS
+    rows = [row.tolist() for row in written["fields"][fields.TOKEN_WEIGHT].unbind()]
+    assert rows == [[1, 0, 1], [0], [0.5, 0], [0, 0]]
+    assert written["fields"][fields.LOSS_TOTALS].tolist() == [[4, 8, 3]] * 4
