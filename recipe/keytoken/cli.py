@@ -43,6 +43,15 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     demo.add_argument("--prepare-only", action="store_true", help="stop after the demo world is prepared")
     demo.set_defaults(run=_demo)
+    bench = commands.add_parser(
+        "bench",
+        help="measure what attribution costs: the demo with and without it",
+        description="Train the demo twice, with everything equal but the attribution, and print where the "
+        "time of a step goes. Overrides apply to both runs.",
+    )
+    bench.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    bench.add_argument("--steps", type=int, default=6, help="training steps of each run (default: 6)")
+    bench.set_defaults(run=_bench)
     golden = commands.add_parser("golden", help="compare method=video_ktr_official with published outputs")
     golden.add_argument("file", help="a JSON file of golden cases")
     golden.set_defaults(run=_golden)
@@ -64,6 +73,13 @@ def _demo(arguments: argparse.Namespace) -> int:
     run.prepare_for_training()
     if not arguments.prepare_only:
         print(run.report(train(["experiment=demo_cpu", *arguments.overrides])))
+    return 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from keytoken.bench import bench
+
+    print(bench(arguments.overrides, arguments.steps, announce=print))
     return 0
 
 
