@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+import sysconfig
 from importlib import metadata
 from pathlib import Path
 
@@ -84,5 +85,10 @@ def test_the_installed_stack_is_the_locked_one() -> None:
     if not (ROOT / ".venv" / "keytoken-setup.sha256").exists() or Path(sys.prefix) != ROOT / ".venv":
         pytest.skip("this Python was not set up by requirements/setup.sh")
     locked = {**pins("cpu"), **pins("dev")}
-    installed = {canonicalize_name(d.metadata["Name"]): d.version for d in metadata.distributions()}
+    # Only site-packages itself: setuptools carries copies of others and may put them on the path.
+    packages = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    installed = {
+        canonicalize_name(found.metadata["Name"]): found.version
+        for found in metadata.distributions(path=list(dict.fromkeys(packages)))
+    }
     assert {name: installed.get(name) for name in locked} == locked
