@@ -21,7 +21,7 @@ PANELS = (
     ("entropy (nats)", r"actor/entropy(_loss)?"),
     ("gradient norm", r"actor/grad_norm"),
     ("response length (tokens)", r"response_length/mean"),
-    ("share of tokens selected", r"attribution/.*(frac|share).*"),
+    ("share of tokens selected", r"attribution/(\w+/)?selected_share"),
 )
 
 
