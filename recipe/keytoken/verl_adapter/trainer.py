@@ -7,6 +7,7 @@ defines no loop of its own. One step of verl becomes::
            -> advantages, token weights -> update
 """
 
+import math
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -106,7 +107,8 @@ class AttributionSteps(_Trainer):
         first = getattr(self, "_num_fetched", {}).get(self.global_steps, 0)
         names = [f"{self.global_steps:07d}-{first + number:05d}" for number in range(len(batch))]
         self._num_fetched = {self.global_steps: first + len(batch)}
-        return _with_uids(batch, names)
+        tensordict_utils.assign_non_tensor_stack(batch, "uid", names)
+        return batch
 
     def _balance_batch(self, batch: KVBatchMeta, *args: Any, **kwargs: Any) -> KVBatchMeta:
         batches.canonical_order(batch)
@@ -114,10 +116,7 @@ class AttributionSteps(_Trainer):
 
     def _get_required_batch_multiple(self, dp_size: int) -> int:
         workers = self.keytoken.attribution.num_workers if self._own_pool else 1
-        multiple = super()._get_required_batch_multiple(dp_size)
-        while multiple % workers:
-            multiple += super()._get_required_batch_multiple(dp_size)
-        return multiple
+        return math.lcm(super()._get_required_batch_multiple(dp_size), workers)
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         """Launch the passes, let the actor compute its own log-probs beside them, then wait."""
@@ -218,8 +217,3 @@ def _outputs_of(keytoken: KeyTokenConfig) -> tuple[str, ...]:
     real = (fields.REAL_LOG_PROB,) if keytoken.attribution.check_base else ()
     views = (name for view in keytoken.method.views for name in fields.VIEW_OUTPUTS[view])
     return (fields.VERSION, fields.PASS_SECONDS, *real, *views)
-
-
-def _with_uids(batch: TensorDict, names: list[str]) -> TensorDict:
-    tensordict_utils.assign_non_tensor_stack(batch, "uid", names)
-    return batch
