@@ -4,6 +4,7 @@ Heavy modules are imported by the command that needs them, so that ``--help`` an
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -79,6 +80,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 def _bench(arguments: argparse.Namespace) -> int:
     from keytoken.bench import bench
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave by the way that stops the run in progress
     print(bench(arguments.overrides, arguments.steps, announce=print))
     return 0
 

@@ -39,5 +39,5 @@ class ClusterError(KeyTokenError, RuntimeError):
     """The machine or cluster cannot hold the run: GPUs, ports, shared memory."""
 
 
-class WeightSyncError(KeyTokenError, TimeoutError):
+class WeightSyncError(KeyTokenError, RuntimeError):
     """A weight broadcast that did not end in time or left groups with unequal weights."""

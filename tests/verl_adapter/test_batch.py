@@ -12,7 +12,7 @@ from tensordict.tensorclass import NonTensorData, NonTensorStack
 from transfer_queue import KVBatchMeta
 
 from keytoken import fields
-from keytoken.errors import ConfigurationError
+from keytoken.errors import WeightSyncError
 from keytoken.verl_adapter import batch as batches
 from keytoken.verl_adapter.agent_loop import ANSWER_VISION_TOKENS
 
@@ -122,10 +122,10 @@ def test_base_gap_is_the_largest_difference_at_an_answer_token() -> None:
 
 def test_scores_of_other_weights_are_refused(stored: TensorDict) -> None:
     batches.require_version(stored, 7)
-    with pytest.raises(ConfigurationError, match=r"scored step 8 with .* step\(s\) \[6\], not of step 7"):
+    with pytest.raises(WeightSyncError, match=r"scored step 8 with .* step\(s\) \[6\], not of step 7"):
         batches.require_version(stored, 8)
     stored[fields.VERSION][2] = 5
-    with pytest.raises(ConfigurationError, match=r"step\(s\) \[5, 6\], not of step 6"):
+    with pytest.raises(WeightSyncError, match=r"step\(s\) \[5, 6\], not of step 6"):
         batches.require_version(stored, 7)
 
 

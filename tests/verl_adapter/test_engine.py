@@ -13,8 +13,8 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from keytoken.main import EXTERNAL_MODULE
 from keytoken.verl_adapter.agent_loop import position_ids
-from keytoken.verl_adapter.register import ENVIRONMENT_VARIABLE, MODULE_NAME
 from keytoken.verl_adapter.shims.hooks import on_cpu
 from keytoken.verl_adapter.shims.vision_tokens import vision_token_ids
 
@@ -34,7 +34,7 @@ EXTENSION = "verl.workers.rollout.vllm_rollout.utils.vLLMColocateWorkerExtension
 @pytest.fixture(scope="module")
 def engine(tiny_model: Path) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(ENVIRONMENT_VARIABLE, MODULE_NAME)
+        patch.setenv("VERL_USE_EXTERNAL_MODULES", EXTERNAL_MODULE)
         patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         patch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
         patch.setenv("VERL_RAY_JOB_ID", f"test-{os.getpid()}")

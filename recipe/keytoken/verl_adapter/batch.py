@@ -11,7 +11,7 @@ from transfer_queue import KVBatchMeta
 
 from keytoken import fields
 from keytoken.attribution.types import Signals
-from keytoken.errors import ConfigurationError
+from keytoken.errors import WeightSyncError
 from keytoken.losses.policy import loss_totals
 from keytoken.verl_adapter.agent_loop import ANSWER_VISION_TOKENS
 from keytoken.verl_adapter.compat import response_to_nested
@@ -116,11 +116,11 @@ def require_version(data: TensorDict, global_step: int) -> None:
     """Refuse scores of weights that are not the ones the actor trained last.
 
     Raises:
-        ConfigurationError: some row was scored with other weights.
+        WeightSyncError: some row was scored with other weights.
     """
     versions = {int(version) for version in data[fields.VERSION]}
     if versions != {global_step - 1}:
-        raise ConfigurationError(
+        raise WeightSyncError(
             f"The attribution group scored step {global_step} with the weights of step(s) "
             f"{sorted(versions)}, not of step {global_step - 1}: a weight sync was missed. Restart the run; "
             "trainer.resume_mode=auto continues from the last checkpoint."

@@ -8,16 +8,12 @@ each shim file is loaded when the module it patches is.
 """
 
 import importlib
-import os
 from types import ModuleType
 from typing import NamedTuple
 
 from keytoken.verl_adapter.shims.hooks import on_cpu, when_imported
 from keytoken.verl_adapter.shims.torch_extensions import install
 from keytoken.verl_adapter.versions import check_versions
-
-MODULE_NAME = "keytoken.verl_adapter.register"
-ENVIRONMENT_VARIABLE = "VERL_USE_EXTERNAL_MODULES"
 
 
 class Shim(NamedTuple):
@@ -40,16 +36,6 @@ SHIMS = (
     Shim("B4", "vision_tokens", "verl.workers.rollout.utils", False),
     Shim("B5 N5", "vision_free_batch", "verl.models.transformers.qwen2_vl", False),
 )
-
-
-def ensure_environment() -> None:
-    """Put this module into ``VERL_USE_EXTERNAL_MODULES`` of this process (and of those it starts).
-
-    Call it in the driver before Ray is started. Existing entries are kept.
-    """
-    modules = [name for name in os.environ.get(ENVIRONMENT_VARIABLE, "").split(",") if name]
-    if MODULE_NAME not in modules:
-        os.environ[ENVIRONMENT_VARIABLE] = ",".join([*modules, MODULE_NAME])
 
 
 def _arrange(shim: Shim) -> None:

@@ -19,7 +19,7 @@ from transfer_queue import KVBatchMeta
 
 from keytoken import fields
 from keytoken.attribution.methods import compute_token_weights
-from keytoken.errors import ClusterError, NonFiniteError, WeightSyncError
+from keytoken.errors import ClusterError, WeightSyncError
 from keytoken.resources import num_slots
 from keytoken.schema import KeyTokenConfig
 from keytoken.verl_adapter import batch as batches
@@ -167,7 +167,7 @@ class AttributionSteps(_Trainer):
         gap, bound = batches.base_gap(signals, data), self.keytoken.attribution.base_tolerance
         metrics["attribution/base_gap_max"] = gap
         if not gap <= bound:
-            raise NonFiniteError(
+            raise WeightSyncError(
                 f"Step {self.global_steps}: the attribution group's log-probs of the real input differ from "
                 f"the actor's by {gap:.3g} nats, more than keytoken.attribution.base_tolerance={bound:g}. "
                 "Either their weights differ (a missed sync) or the bound is too tight for the precision."
