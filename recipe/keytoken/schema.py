@@ -241,6 +241,24 @@ class ExportConfig(_Block):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class KernelsConfig(_Block):
+    """Which code computes log-probs and selections; every choice gives the same numbers up to rounding.
+
+    Attributes:
+        impl: ``triton`` for the kernels, ``reference`` for plain torch, ``auto`` for the kernels on a GPU and
+            plain torch elsewhere (:func:`keytoken_kernels.dispatch.resolve`).
+        head: How actor and reference compute log-probs: ``fused`` at answer positions only, with a backward
+            pass over tokens with a gradient only; ``verl`` as verl does, from logits of whole sequences.
+    """
+
+    impl: Literal["auto", "triton", "reference"] = "auto"
+    head: Literal["fused", "verl"] = "verl"
+
+    def __post_init__(self) -> None:
+        _check_choices(self, f"{ROOT}.kernels")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class KeyTokenConfig(_Block):
     """The whole ``keytoken`` block.
 
@@ -252,6 +270,7 @@ class KeyTokenConfig(_Block):
         method: How tokens are chosen and weighed.
         attribution: Where and how the counterfactual passes run.
         export: The per-token export.
+        kernels: Which code computes log-probs and selections.
         run_dir: Folder that holds all that the run leaves behind.
         seed: Seeds the order of the data and, with prompt and answer number, every answer's sampling.
         sampling: Keys of :class:`keytoken.data.contract.SamplingContract`, which checks them.
@@ -260,6 +279,7 @@ class KeyTokenConfig(_Block):
     method: MethodConfig
     attribution: AttributionConfig = dataclasses.field(default_factory=AttributionConfig)
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
+    kernels: KernelsConfig = dataclasses.field(default_factory=KernelsConfig)
     run_dir: str = "outputs/run"
     seed: int = 1
     sampling: dict = dataclasses.field(default_factory=dict)
