@@ -53,6 +53,12 @@ class Run:
         lines = (self.folder / "metrics.jsonl").read_text().splitlines()
         return [json.loads(line)["data"] for line in lines]
 
+    def validation(self, step: int) -> dict[tuple[str, str, str], str]:
+        """Held-out answers by prompt, decoding and number of the answer."""
+        lines = (self.folder / "validation" / f"{step}.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        return {(r["prompt_id"], r["decoding"], r["uid"].split("_", 1)[1]): r["output"] for r in rows}
+
     def tokens(self, step: int) -> pd.DataFrame:
         return pd.read_parquet(self.folder / "tokens" / f"step_{step:06d}.parquet")
 
@@ -178,5 +184,7 @@ def launcher(make_launcher: Callable[[Path], Launcher], tiny_world: Path) -> Lau
 
 @pytest.fixture(scope="session")
 def straight(launcher: Launcher) -> Run:
-    """Four uninterrupted steps of Video-KTR on three pools, a checkpoint after two and four."""
-    return launcher.run("straight", "trainer.total_training_steps=4", "trainer.save_freq=2")
+    """A validation, then four steps of Video-KTR on three pools with a checkpoint after two and four."""
+    return launcher.run(
+        "straight", "trainer.val_before_train=true", "trainer.total_training_steps=4", "trainer.save_freq=2"
+    )

@@ -113,8 +113,15 @@ def test_two_actor_ranks_and_two_attribution_ranks(launcher, straight):
 
 def test_placement_actor_gives_the_same_scores(launcher, straight):
     run = launcher.run(
-        "one_device", "pools=one_device", "trainer.total_training_steps=2", "trainer.save_freq=-1"
+        "one_device",
+        "pools=one_device",
+        "trainer.val_before_train=true",
+        "trainer.total_training_steps=2",
+        "trainer.save_freq=-1",
     )
+    # Seven held-out prompts, each with four sampled answers and a greedy one in the same batch of the engine.
+    assert len(run.validation(0)) == 35
+    assert run.validation(0) == straight.validation(0)
     assert_same_answers(straight.tokens(1), run.tokens(1))
     for column in SCORES:
         assert largest_difference(straight.tokens(1), run.tokens(1), column) <= 1e-5

@@ -46,7 +46,7 @@ def write_report(
         DataError: If the answers before and after do not cover the same prompts.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    decodings = list(dict.fromkeys(record.decoding for record in [*before_records, *after_records]))
+    decodings = sorted({record.decoding for record in [*before_records, *after_records]})
     results = {
         decoding: compare(_of(before_records, decoding), _of(after_records, decoding))
         for decoding in decodings

@@ -107,7 +107,7 @@ def compare(before: Iterable[AnswerRecord], after: Iterable[AnswerRecord]) -> li
         after: Answers after training to the same prompts.
 
     Returns:
-        One result for each family in order of first appearance, then one for "all".
+        One result for each family in alphabetical order, then one for "all".
 
     Raises:
         DataError: If the two evaluations do not cover the same prompts.
@@ -122,7 +122,7 @@ def compare(before: Iterable[AnswerRecord], after: Iterable[AnswerRecord]) -> li
     if not left:
         raise DataError("no answers to compare; was the held-out file empty?")
     family_of = {record.prompt_id: record.family for record in before}
-    families = [*dict.fromkeys(family_of.values()), "all"]
+    families = [*sorted(set(family_of.values())), "all"]
     results = []
     for family in families:
         prompts = [prompt for prompt in left if family in (family_of[prompt], "all")]

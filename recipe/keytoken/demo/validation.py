@@ -29,8 +29,8 @@ def write_validation(heldout_file: Path, target: Path, sampled_answers: int = SA
             "extra_info": {**row["extra_info"], "decoding": decoding},
             "__rollout_n__": count,
         }
-        for decoding, count in (("sampled", sampled_answers), ("greedy", 1))
         for row in rows
+        for decoding, count in (("sampled", sampled_answers), ("greedy", 1))
     ]
     partial = target.with_suffix(".partial")
     pq.write_table(pa.Table.from_pylist(doubled), partial)
