@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 
 from keytoken.errors import ConfigurationError
-from keytoken.schema import AttributionConfig, ExportConfig, KeyTokenConfig, LossConfig, SelectionConfig
+from keytoken.schema import (
+    AttributionConfig,
+    ExportConfig,
+    KernelConfig,
+    KeyTokenConfig,
+    LossConfig,
+    SelectionConfig,
+)
 
 SELECTION = {
     "score_sign": "signed",
@@ -33,6 +40,7 @@ def block(**changes: Any) -> dict[str, Any]:
     config: dict[str, Any] = {
         "method": {"name": "video_ktr", "selection": dict(SELECTION), "loss": dict(LOSS)},
         "attribution": {},
+        "kernels": {},
         "export": {},
     }
     for path, value in changes.items():
@@ -58,6 +66,7 @@ def test_a_valid_block_becomes_typed_values() -> None:
 def test_omitted_blocks_take_their_defaults() -> None:
     config = KeyTokenConfig.from_mapping({"method": block()["method"]})
     assert config.attribution == AttributionConfig()
+    assert config.kernels == KernelConfig(impl="auto", head="verl")
     assert config.export == ExportConfig()
 
 
@@ -118,6 +127,9 @@ def test_views_follow_from_the_ratios(changes: dict[str, Any], views: tuple[str,
         ({"attribution__num_workers": 0}, "num_workers is 0", "1 or more"),
         ({"attribution__sync_timeout_s": 0.0}, "sync_timeout_s is 0.0", "above 0"),
         ({"attribution__pass_timeout_s": float("inf")}, "pass_timeout_s is inf", "finite"),
+        ({"kernels__impl": "cuda"}, "keytoken.kernels.impl is 'cuda'", "auto, triton, reference"),
+        ({"kernels__head": True}, "keytoken.kernels.head", "type str"),
+        ({"kernels__head": "liger"}, "keytoken.kernels.head is 'liger'", "fused, verl"),
         ({"export__every_steps": 0}, "every_steps is 0", "enabled=false"),
     ],
 )

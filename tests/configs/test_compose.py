@@ -27,6 +27,7 @@ KEYS = """
 attribution.base_tolerance attribution.check_base attribution.micro_batch_size attribution.num_workers
 attribution.pass_timeout_s attribution.placement attribution.shuffle_seed attribution.sync_timeout_s
 export.enabled export.every_steps export.max_responses
+kernels.head kernels.impl
 method.advantage_epsilon method.loss.clip_high method.loss.clip_low method.loss.dual_clip method.loss.kl_clamp
 method.loss.kl_coef method.loss.level method.loss.mask_kl method.loss.normalizer method.name method.positions
 method.selection.entropy_ratio method.selection.floor method.selection.scope method.selection.score_sign
