@@ -11,7 +11,7 @@ from keytoken.errors import ConfigurationError
 from keytoken.schema import (
     AttributionConfig,
     ExportConfig,
-    KernelConfig,
+    KernelsConfig,
     KeyTokenConfig,
     LossConfig,
     SelectionConfig,
@@ -66,7 +66,7 @@ def test_a_valid_block_becomes_typed_values() -> None:
 def test_omitted_blocks_take_their_defaults() -> None:
     config = KeyTokenConfig.from_mapping({"method": block()["method"]})
     assert config.attribution == AttributionConfig()
-    assert config.kernels == KernelConfig(impl="auto", head="verl")
+    assert config.kernels == KernelsConfig(impl="auto", head="verl")
     assert config.export == ExportConfig()
 
 

@@ -219,24 +219,6 @@ class AttributionConfig(_Block):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class KernelConfig(_Block):
-    """Which implementation of the kernels runs (package ``keytoken_kernels``).
-
-    Attributes:
-        impl: ``auto``: the Triton kernels on a GPU and plain torch elsewhere; ``triton`` and ``reference``
-            (plain torch) mean what they say.
-        head: Log-probs of the actor's and the reference model's answers by ``verl``, over whole sequences,
-            or ``fused``: over answer tokens only, in chunks of rows.
-    """
-
-    impl: Literal["auto", "triton", "reference"] = "auto"
-    head: Literal["fused", "verl"] = "verl"
-
-    def __post_init__(self) -> None:
-        _check_choices(self, f"{ROOT}.kernels")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ExportConfig(_Block):
     """The per-token export in the run folder.
 
