@@ -10,10 +10,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from keytoken.errors import ConfigurationError
 from keytoken.main import load_config
-from keytoken.validate import INERT, RULES, validate_run
+from keytoken.validate import FUSED_HEAD_NEEDS, INERT, RULES, validate_run
 
 ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 LOSS = "keytoken.method.loss"
+FUSED = {"keytoken.kernels.head": "fused"}
+# Without views, whose own rules would be broken first, and with ranks that sequences could be split over.
+FUSED_ON_TWO = {**FUSED, "keytoken.method.selection": None, "trainer.n_gpus_per_node": 2}
 
 # rule: list of (values to set on the demo, what the message must say: the key, then the remedy)
 BROKEN: dict[str, list[tuple[dict[str, Any], list[str]]]] = {
@@ -131,6 +134,16 @@ BROKEN: dict[str, list[tuple[dict[str, Any], list[str]]]] = {
         ({"actor_rollout_ref.model.lora_rank": 8}, ["actor_rollout_ref.model.lora_rank > 0", "set it to 0"]),
         ({"actor_rollout_ref.model.lora.rank": 8}, ["lora", "set it to 0"]),
     ],
+    "_head": [
+        ({**FUSED_ON_TWO, key: value}, [f"{key}={value}", f"needs {key}={needed}", "head=verl"])
+        for key, value, needed in (
+            (f"{ACTOR}.strategy", "fsdp", "fsdp2"),
+            (f"{ACTOR}.ulysses_sequence_parallel_size", 2, 1),
+            (f"{ACTOR}.calculate_sum_pi_squared", True, "false"),
+            ("actor_rollout_ref.model.use_fused_kernels", True, "false"),
+            ("distillation.enabled", True, "false"),
+        )
+    ],
     "_attribution_rows": [
         ({"keytoken.attribution.num_workers": 3}, ["keytoken.attribution.num_workers=3", "128 answers"]),
     ],
@@ -168,6 +181,8 @@ def test_broken(demo: DictConfig, rule: str, changes: dict[str, Any], parts: lis
 def test_every_rule_and_every_inert_key_is_tried() -> None:
     assert {rule.__name__ for rule in RULES} | {"_types"} == set(BROKEN)
     assert {key for changes, _ in BROKEN["_inert"] for key in changes} == set(INERT)
+    tried = {key for changes, _ in BROKEN["_head"] for key in changes} - set(FUSED_ON_TWO)
+    assert tried == set(FUSED_HEAD_NEEDS)
 
 
 ALLOWED: dict[str, dict[str, Any]] = {
@@ -182,6 +197,7 @@ ALLOWED: dict[str, dict[str, Any]] = {
         f"{ACTOR}.ppo_micro_batch_size_per_gpu": 16,
     },
     "other fsdp without views": {"keytoken.method.selection": None, f"{ACTOR}.strategy": "fsdp"},
+    "the head for answers": FUSED,
     "prompts in chunks": {
         f"{ROLLOUT}.enable_chunked_prefill": True,
         f"{ROLLOUT}.max_num_batched_tokens": 128,

@@ -91,6 +91,14 @@ INERT = {
     "trainer.v1.separate_async.hybrid_rollout.enable_switch": (False, "the pools of a run keep their GPUs"),
 }
 
+FUSED_HEAD_NEEDS = {
+    "actor_rollout_ref.actor.strategy": "fsdp2",
+    "actor_rollout_ref.actor.ulysses_sequence_parallel_size": 1,
+    "actor_rollout_ref.actor.calculate_sum_pi_squared": False,
+    "actor_rollout_ref.model.use_fused_kernels": False,
+    "distillation.enabled": False,
+}
+
 
 def validate_run(config: DictConfig) -> KeyTokenConfig:
     """Check a composed, resolved configuration as a whole.
@@ -350,6 +358,18 @@ def _model(config: DictConfig, keytoken: KeyTokenConfig) -> None:
         )
 
 
+def _head(config: DictConfig, keytoken: KeyTokenConfig) -> None:
+    if keytoken.kernels.head != "fused":
+        return
+    for key, needed in FUSED_HEAD_NEEDS.items():
+        value = OmegaConf.select(config, key, default=needed)
+        if value != needed:
+            raise ConfigurationError(
+                f"{key}={value}: keytoken.kernels.head=fused computes log-probs of whole answers and no "
+                f"logits, and needs {key}={str(needed).lower()}. Set that, or keytoken.kernels.head=verl."
+            )
+
+
 def _attribution_rows(config: DictConfig, keytoken: KeyTokenConfig) -> None:
     rows = config.actor_rollout_ref.actor.ppo_mini_batch_size * config.actor_rollout_ref.rollout.n
     workers = keytoken.attribution.num_workers
@@ -373,5 +393,6 @@ RULES: tuple[Callable[[DictConfig, KeyTokenConfig], None], ...] = (
     _rollout_correction,
     _rollout,
     _model,
+    _head,
     _attribution_rows,
 )
