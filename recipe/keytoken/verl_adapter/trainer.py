@@ -83,6 +83,8 @@ class AttributionSteps(_Trainer):
     def _setup(self) -> None:
         super()._setup()
         self.actor_rollout_wg.set_keytoken(self.keytoken)
+        if self.use_reference_policy:
+            self.ref_policy_wg.set_keytoken(self.keytoken)
         self.actor_rollout_wg.set_loss_fn(partial(token_weighted_loss, config=self.keytoken.method.loss))
         self.attribution_wg = self.actor_rollout_wg
         if self._own_pool:
@@ -157,6 +159,13 @@ class AttributionSteps(_Trainer):
         batch.fields = weighted.fields
         metrics.update(result.metrics)
         export.maybe_write(self, batch, signals, result)
+        return batch
+
+    def _update_actor(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        """verl's; the metrics of the kernels go by their own name, as in every other step."""
+        batch = super()._update_actor(batch, metrics)
+        for name in [name for name in metrics if name.startswith("actor/kernels/")]:
+            metrics[name.removeprefix("actor/")] = metrics.pop(name)
         return batch
 
     def _check_passes(self, signals: Any, data: TensorDict, metrics: dict[str, Any]) -> None:
