@@ -74,21 +74,40 @@ def batch_of(rows: list[Row], temperature: float, use_remove_padding: bool) -> T
 
 
 def answer_row_index(rows: list[Row], use_remove_padding: bool) -> Tensor:
+    """:func:`answer_places` of rows."""
+    lengths = torch.tensor([len(row) for row in rows])
+    answers = torch.tensor([row.response_length for row in rows])
+    return answer_places(lengths, answers, use_remove_padding)
+
+
+def answer_places(lengths: Tensor, answers: Tensor, use_remove_padding: bool) -> Tensor:
     """Flat indices of the hidden states that predict the answer tokens, row after row.
 
     Token ``t`` of an answer is predicted at position ``L - R - 1 + t``. In a packed batch rows follow
     one another without gaps; in a padded one each takes ``max(L)`` places.
+
+    Args:
+        lengths: ``[B]`` int64, tokens of prompt and answer.
+        answers: ``[B]`` int64, tokens of the answer.
+        use_remove_padding: whether the batch is packed.
+
+    Returns:
+        ``[sum(R)]`` int64.
+
+    Raises:
+        ValueError: an answer without a prompt, whose first token nothing predicts.
     """
-    width = max(len(row) for row in rows)
-    starts, start = [], 0
-    for row in rows:
-        starts.append(start)
-        start += len(row) if use_remove_padding else width
-    spans = [
-        torch.arange(begin + row.prompt_length - 1, begin + len(row) - 1)
-        for begin, row in zip(starts, rows, strict=True)
-    ]
-    return torch.cat(spans)
+    if bool((answers >= lengths).any()):
+        row = int((answers >= lengths).nonzero()[0])
+        raise ValueError(
+            f"Row {row} of the batch has {int(lengths[row])} tokens, {int(answers[row])} of them in its "
+            "answer: nothing predicts the first one. Give it a prompt."
+        )
+    width = int(lengths.max())
+    ends = lengths.cumsum(0) if use_remove_padding else torch.arange(len(lengths)) * width + lengths
+    # Where an answer's first predictor lies, minus the number of answer tokens in the rows before it.
+    shifts = ends - answers - 1 - (answers.cumsum(0) - answers)
+    return torch.arange(int(answers.sum())) + shifts.repeat_interleave(answers)
 
 
 def _jagged(values: Tensor, offsets: Tensor, ragged_dim: int) -> Tensor:
