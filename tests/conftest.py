@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,22 @@ from keytoken.attribution.types import Signals
 from keytoken.verl_adapter.shims.torch_extensions import install
 
 install()  # verl and the video processors of transformers import torchvision
+
+
+def pytest_configure() -> None:
+    """Without a GPU, Triton interprets kernels: in this process only, not in those that tests start.
+
+    Triton looks at the variable whenever it decorates a function, the first time during its own import.
+    """
+    if torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
+        return
+    assert "triton" not in sys.modules, "Triton was imported before its interpreter could be chosen"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        import triton
+
+        patch.setattr(triton.knobs, "propagate_env", False)  # else the next line sets the variable as well
+        triton.knobs.runtime.interpret = True
 
 
 @pytest.fixture(autouse=True)
