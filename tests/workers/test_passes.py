@@ -9,7 +9,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from keytoken.errors import ConfigurationError, NonFiniteError
+from keytoken.errors import NonFiniteError
 from keytoken.workers import passes
 from keytoken.workers.passes import PassSettings, score_rows
 from keytoken.workers.rows import Row, rows_of
@@ -79,37 +79,22 @@ def test_the_head_reads_answer_positions_only(
     seen: dict[str, Any] = {}
     original = passes.head_log_probs
 
-    def recorded(hidden: torch.Tensor, *args: Any) -> Any:
+    def recorded(hidden: torch.Tensor, *args: Any, **options: Any) -> Any:
         seen["scored"] = hidden.shape
-        return original(hidden, *args)
+        return original(hidden, *args, **options)
 
-    def input_of_head(_: Any, args: Any) -> None:
-        seen["hidden"] = args[0].shape
-
-    def output_of_head(_: Any, __: Any, logits: torch.Tensor) -> None:
-        seen["logits"] = logits.shape
+    def around_head(_: Any, args: Any, output: torch.Tensor) -> None:
+        seen["hidden"], seen["output"] = args[0].shape, output.shape
 
     monkeypatch.setattr(passes, "head_log_probs", recorded)
     head = engine.module.get_output_embeddings()
-    handles = [head.register_forward_pre_hook(input_of_head), head.register_forward_hook(output_of_head)]
+    handle = head.register_forward_hook(around_head)
     score_rows(engine, rows, SETTINGS, "real")
-    for handle in handles:
-        handle.remove()
-    hidden_size, vocabulary = head.in_features, head.out_features
-    assert seen["hidden"] == (len(rows), max(map(len, rows)), hidden_size)
-    assert seen["scored"] == (sum(row.response_length for row in rows), hidden_size)
-    assert seen["logits"] == (len(rows), 1, vocabulary)  # one dummy place in each row
-
-
-def test_a_head_that_does_not_run_is_an_error() -> None:
-    head = torch.nn.Linear(2, 3)
-    nothing = torch.zeros(0, dtype=torch.long)
-    with (
-        pytest.raises(ConfigurationError, match=r"ran 0 times.*use_fused_kernels=false"),
-        passes._answer_rows(head, nothing, nothing, 1.0),
-    ):
-        pass
-    assert not head._forward_pre_hooks
+    handle.remove()
+    width = max(map(len, rows))
+    assert seen["hidden"] == (len(rows), width, head.in_features)
+    assert seen["scored"] == (sum(row.response_length for row in rows), head.in_features)
+    assert seen["output"] == (len(rows), width, 2)  # log-prob and entropy in place of the vocabulary
 
 
 def test_a_bad_weight_is_named_with_its_row(

@@ -1,31 +1,35 @@
 """The attribution passes: one batched, gradient-free forward for each view, answer positions only.
 
-The transformer runs over the whole sequence, the head over the answer's rows alone: a pre-hook on the
-head takes those rows out of the hidden states, computes their log-probs and entropies in float32 and
-leaves one dummy row to the head itself. The hook runs while FSDP holds the head's weight unsharded, so
-it works for packed and padded batches and for every model whose head is its output embedding.
+The transformer runs over the whole sequence, the head over the answer's rows alone
+(:class:`keytoken.workers.answer_head.AnswerHead`).
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from keytoken.errors import ConfigurationError, NonFiniteError
+from keytoken.errors import NonFiniteError
+from keytoken.workers.answer_head import AnswerHead
 from keytoken.workers.rows import Row, answer_row_index, batch_of
+from keytoken_kernels.dispatch import Impl
 from keytoken_kernels.head import head_log_probs
 
 
 @dataclass(frozen=True, slots=True)
 class PassSettings:
-    """How a pass runs: ``micro_batch_size`` rows at a time, logits divided by ``temperature``."""
+    """How a pass runs: ``micro_batch_size`` rows at a time, logits divided by ``temperature``.
+
+    ``impl`` is the implementation of the kernels (:func:`keytoken_kernels.dispatch.resolve`).
+    """
 
     micro_batch_size: int
     temperature: float
     use_remove_padding: bool
+    impl: Impl = "auto"
 
 
 def score_rows(engine: Any, rows: list[Row], settings: PassSettings, view: str) -> list[Tensor]:
@@ -67,36 +71,10 @@ def _score_chunk(engine: Any, rows: list[Row], settings: PassSettings) -> list[T
     inputs, _ = engine.prepare_model_inputs(micro_batch=batch)
     index = answer_row_index(rows, settings.use_remove_padding).to(device)
     labels = torch.cat([row.answer_ids for row in rows]).to(device)
-    head = engine.module.get_output_embeddings()
-    with _autocast(engine, device), _answer_rows(head, index, labels, settings.temperature) as taken:
-        engine.module(**inputs, use_cache=False)
-    return list(taken[0].cpu().split([row.response_length for row in rows]))
-
-
-@contextmanager
-def _answer_rows(
-    head: torch.nn.Linear, index: Tensor, labels: Tensor, temperature: float
-) -> Iterator[list[Tensor]]:
-    """While active, the head's input is read at ``index`` and the log-probs land in the yielded list."""
-    taken: list[Tensor] = []
-
-    def take(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor]:
-        hidden = args[0].flatten(0, -2)
-        with torch.autocast(hidden.device.type, enabled=False):
-            log_prob, _ = head_log_probs(hidden[index], module.weight, labels, temperature)
-        taken.append(log_prob)
-        return (args[0][:, :1],)
-
-    handle = head.register_forward_pre_hook(take)
-    try:
-        yield taken
-    finally:
-        handle.remove()
-    if len(taken) != 1:
-        raise ConfigurationError(
-            f"The language-model head ran {len(taken)} times in one attribution pass instead of once: "
-            "set actor_rollout_ref.model.use_fused_kernels=false for the attribution group."
-        )
+    score = partial(head_log_probs, labels=labels, temperature=settings.temperature, impl=settings.impl)
+    with _autocast(engine, device), AnswerHead(engine.module, index, score) as head:
+        log_probs, _ = head.read(engine.module(**inputs, use_cache=False))
+    return list(log_probs.flatten()[index].cpu().split([row.response_length for row in rows]))
 
 
 def _autocast(engine: Any, device: torch.device) -> Any:
