@@ -147,6 +147,21 @@ def test_n9_resident_engine_is_chosen_inside_the_block_only(monkeypatch: pytest.
     assert lookup() is compat.FSDPEngineWithLMHead
 
 
+def test_the_actors_engine_on_a_gpu_offloads_as_verls_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It differs in its head alone, whether FSDP or FSDP2 wraps the model."""
+    from keytoken.verl_adapter.answer_engine import AnswerHeadEngine
+
+    monkeypatch.setenv("VERL_ENGINE_DEVICE", "cuda")
+    with compat.use_answer_head_engine():
+        engine = compat.EngineRegistry.get_engine_cls("language_model", "fsdp2")
+        assert compat.EngineRegistry.get_engine_cls("language_model", "fsdp") is compat.FSDPEngineWithLMHead
+    assert engine is AnswerHeadEngine
+    assert engine._build_fsdp_module is compat.FSDPEngineWithLMHead._build_fsdp_module
+    monkeypatch.setenv("VERL_ENGINE_DEVICE", "cpu")
+    with compat.use_answer_head_engine():
+        assert issubclass(compat.EngineRegistry.get_engine_cls("language_model", "fsdp2"), AnswerHeadEngine)
+
+
 IMPORTS = """
 import torch
 {install}

@@ -68,9 +68,10 @@ from verl.workers.utils.padding import (
     response_to_nested,
 )
 
+from keytoken.verl_adapter.answer_engine import HeadSettings, set_head
 from keytoken.verl_adapter.shims.jagged import jagged
 from keytoken.verl_adapter.shims.quiet_logger import quiet_separate_async_logger
-from keytoken.verl_adapter.shims.resident_engine import use_resident_engine
+from keytoken.verl_adapter.shims.resident_engine import use_answer_head_engine, use_resident_engine
 
 # The class under the Ray actor class: Ray refuses to subclass the actor class itself.
 AgentLoopWorkerTQ: type = _AgentLoopWorkerActor.__ray_metadata__.modified_class
@@ -98,6 +99,7 @@ __all__ = [
     "FSDPEngineConfig",
     "FSDPEngineWithLMHead",
     "HFModelConfig",
+    "HeadSettings",
     "Metric",
     "NaiveRewardManager",
     "PPOTrainer",
@@ -142,9 +144,11 @@ __all__ = [
     "register_worker_method",
     "response_to_nested",
     "run_ppo",
+    "set_head",
     "simple_timer",
     "split_weight_chunks",
     "tensordict_utils",
+    "use_answer_head_engine",
     "use_resident_engine",
     "validate_config",
 ]

@@ -1,6 +1,6 @@
 """The Ray workers: an attribution group of its own, and actor workers that can run the passes themselves."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import DictConfig
@@ -15,6 +15,7 @@ from keytoken.verl_adapter.compat import (
     CheckpointEngineRegistry,
     DetachActorWorker,
     Dispatch,
+    HeadSettings,
     TrainingWorker,
     TrainingWorkerConfig,
     convert_weight_keys,
@@ -22,10 +23,17 @@ from keytoken.verl_adapter.compat import (
     make_nd_compute_dataproto_dispatch_fn,
     omega_conf_to_dataclass,
     register_worker_method,
+    set_head,
+    use_answer_head_engine,
     use_resident_engine,
 )
 from keytoken.workers.attribution import score_views
 from keytoken.workers.passes import PassSettings
+
+if TYPE_CHECKING:
+    from keytoken.verl_adapter.compat import ActorRolloutRefWorker as _ActorWorker
+else:
+    _ActorWorker = object  # a mixin: which of verl's workers comes next is the subclass's choice
 
 
 def pass_settings(actor_config: DictConfig, keytoken: KeyTokenConfig) -> PassSettings:
@@ -34,6 +42,7 @@ def pass_settings(actor_config: DictConfig, keytoken: KeyTokenConfig) -> PassSet
         micro_batch_size=keytoken.attribution.micro_batch_size,
         temperature=float(actor_config.rollout.temperature),
         use_remove_padding=bool(actor_config.model.use_remove_padding),
+        impl=keytoken.kernels.impl,
     )
 
 
@@ -108,17 +117,31 @@ class AttributionWorker(TrainingWorker):
         return convert_weight_keys(self.engine.module.state_dict(), self.engine.module)
 
 
-class _PassesInActor:
-    """``attribution.placement=actor``: the passes run in the actor's own workers, with its weights."""
+class _KeyTokenWorker(_ActorWorker):
+    """What verl's workers of the actor and the reference gain.
+
+    The head of ``keytoken.kernels.head``, and the passes of ``attribution.placement=actor``, which run in the
+    actor's own workers with its weights.
+    """
 
     keytoken: KeyTokenConfig
-    actor: TrainingWorker
+    actor: Any  # verl's TrainingWorker, or None in a worker that holds the other model only
+    ref: Any
     config: DictConfig
 
     @register_worker_method(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def init_model(self) -> None:
+        """verl's, with engines whose head can be chosen."""
+        with use_answer_head_engine():
+            super().init_model()
+
+    @register_worker_method(dispatch_mode=Dispatch.ONE_TO_ALL)
     def set_keytoken(self, keytoken: KeyTokenConfig) -> None:
-        """Hand over the KeyToken configuration once, after the model is built."""
+        """Hand over the KeyToken configuration once, after the models are built."""
         self.keytoken = keytoken
+        for worker in (self.actor, self.ref):
+            if worker is not None:
+                set_head(worker.engine, HeadSettings.of(keytoken))
 
     @register_worker_method(
         dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"), blocking=False
@@ -133,12 +156,12 @@ class _PassesInActor:
             )
 
 
-class SyncActorWorker(_PassesInActor, ActorRolloutRefWorker):
-    """verl's colocated actor, rollout and reference worker, with attribution passes."""
+class SyncActorWorker(_KeyTokenWorker, ActorRolloutRefWorker):
+    """verl's colocated actor, rollout and reference worker, with head and attribution passes."""
 
 
-class SeparateActorWorker(_PassesInActor, DetachActorWorker):
-    """verl's actor worker of the separate mode, with attribution passes."""
+class SeparateActorWorker(_KeyTokenWorker, DetachActorWorker):
+    """verl's actor or reference worker of the separate mode, with head and attribution passes."""
 
 
 def _forward_only_config(config: DictConfig) -> TrainingWorkerConfig:

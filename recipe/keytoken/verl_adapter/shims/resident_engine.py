@@ -7,8 +7,9 @@ S6 breaks: a forward-only FSDP2 engine (reference policy) gets ``CPUOffloadPolic
 N9 breaks nothing but costs: the same lines make an attribution engine on a GPU stream all parameters
    from host memory in every pass.
 Bound: verl==0.9.1.
-Does: registers a subclass that builds without an offload policy: for "cpu" as the engine, and for every
-other device under the vendor name "keytoken", which :func:`use_resident_engine` selects.
+Does: registers a subclass that builds without an offload policy: for "cpu" as the engine, and for "cuda"
+under a vendor name of its own, which :func:`use_resident_engine` selects. Under a second vendor name,
+for :func:`use_answer_head_engine`, "cuda" gets the engine that differs from verl's in its head alone.
 """
 
 import dataclasses
@@ -18,15 +19,15 @@ from contextlib import contextmanager
 from typing import Any
 
 from verl.workers.engine.base import EngineRegistry
-from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from keytoken.errors import ConfigurationError
+from keytoken.verl_adapter.answer_engine import AnswerHeadEngine
 
 _VENDOR_VARIABLE = "VERL_ENGINE_VENDOR"
-_VENDOR = "keytoken"
+_ANSWER_HEAD, _RESIDENT = "keytoken", "keytoken_resident"
 
 
-class ResidentFSDPEngine(FSDPEngineWithLMHead):
+class ResidentFSDPEngine(AnswerHeadEngine):
     """verl's FSDP2 language-model engine without parameter offload."""
 
     engine_config: Any
@@ -45,11 +46,20 @@ class ResidentFSDPEngine(FSDPEngineWithLMHead):
             self.engine_config = config
 
 
-@contextmanager
-def use_resident_engine() -> Iterator[None]:
+def use_resident_engine() -> Any:
     """Make verl's engine registry pick :class:`ResidentFSDPEngine` inside the block, on any device."""
+    return _vendor(_RESIDENT)
+
+
+def use_answer_head_engine() -> Any:
+    """Make it pick :class:`AnswerHeadEngine` inside the block; on a CPU its subclass, as always there."""
+    return _vendor(_ANSWER_HEAD)
+
+
+@contextmanager
+def _vendor(name: str) -> Iterator[None]:
     before = os.environ.get(_VENDOR_VARIABLE)
-    os.environ[_VENDOR_VARIABLE] = _VENDOR
+    os.environ[_VENDOR_VARIABLE] = name
     try:
         yield
     finally:
@@ -60,7 +70,8 @@ def use_resident_engine() -> Iterator[None]:
 
 
 def apply(_: Any) -> None:
-    """Register the engine."""
+    """Register the engines."""
     register = EngineRegistry.register
     register(model_type="language_model", backend="fsdp2", device="cpu")(ResidentFSDPEngine)
-    register(model_type="language_model", backend="fsdp2", device="cuda", vendor=_VENDOR)(ResidentFSDPEngine)
+    for vendor, engine in ((_RESIDENT, ResidentFSDPEngine), (_ANSWER_HEAD, AnswerHeadEngine)):
+        register(model_type="language_model", backend="fsdp2", device="cuda", vendor=vendor)(engine)
