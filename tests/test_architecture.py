@@ -24,7 +24,7 @@ LAYERS = (
     ("validate", "resources"),
     ("data",),
     ("attribution", "losses", "rewards"),
-    ("schema", "fields", "checks", "errors"),
+    ("schema", "loss_config", "block", "fields", "checks", "errors"),
 )
 PURE = {*LAYERS[-2], *LAYERS[-1]}
 PURE_MAY_IMPORT = {"torch", "numpy", "keytoken"} | sys.stdlib_module_names

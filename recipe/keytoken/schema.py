@@ -8,52 +8,26 @@ with one message that names the key and the remedy. verl's own keys stay in verl
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
-import types
-import typing
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-from keytoken.errors import ConfigurationError
+from keytoken.block import ROOT, Block, check_choices, require, unknown_name
+from keytoken.loss_config import LossConfig
 
-ConfigT = TypeVar("ConfigT", bound="_Block")
-ROOT = "keytoken"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class _Block:
-    """Base of all blocks: adds the strict constructor."""
-
-    @classmethod
-    def from_mapping(cls: type[ConfigT], mapping: Mapping[str, Any], where: str = ROOT) -> ConfigT:
-        """Build the block from a plain mapping (a dict, or a hydra node).
-
-        Args:
-            mapping: Keys and values as a user would write them in YAML.
-            where: Dotted path of this block, used in messages only.
-
-        Raises:
-            ConfigurationError: For unknown or missing keys, wrong types and values out of range.
-        """
-        if not isinstance(mapping, Mapping):
-            raise ConfigurationError(f"{where} is {mapping!r}; it must be a mapping of keys to values.")
-        specs = {spec.name: spec for spec in dataclasses.fields(cls)}
-        for key in mapping:
-            if key not in specs:
-                raise ConfigurationError(unknown_name(f"key {where}.{key}", str(key), specs, "keys"))
-        required = dataclasses.MISSING
-        missing = [
-            n for n, s in specs.items() if n not in mapping and s.default is s.default_factory is required
-        ]
-        if missing:
-            raise ConfigurationError(f"{where} lacks the keys {', '.join(missing)}; add them.")
-        hints = typing.get_type_hints(cls)
-        return cls(**{key: _convert(value, hints[key], f"{where}.{key}") for key, value in mapping.items()})
+__all__ = [
+    "AttributionConfig",
+    "ExportConfig",
+    "KernelsConfig",
+    "KeyTokenConfig",
+    "LossConfig",
+    "MethodConfig",
+    "SelectionConfig",
+    "unknown_name",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class SelectionConfig(_Block):
+class SelectionConfig(Block):
     """Which tokens a method keeps: the top share of each signal, joined.
 
     Attributes:
@@ -76,77 +50,24 @@ class SelectionConfig(_Block):
 
     def __post_init__(self) -> None:
         where = f"{ROOT}.method.selection"
-        _check_choices(self, where)
+        check_choices(self, where)
         for name in ("visual_ratio", "temporal_ratio", "entropy_ratio"):
             value = getattr(self, name)
-            _require(
+            require(
                 0.0 <= value <= 1.0, f"{where}.{name} is {value}; use 0 (off) to 1 (all tokens), such as 0.2."
             )
-        _require(
+        require(
             max(self.visual_ratio, self.temporal_ratio, self.entropy_ratio) > 0.0,
             f"{where} has no signal switched on; set a ratio above 0, or {where}=null for all tokens.",
         )
-        _require(
+        require(
             self.floor is None or 0.0 <= self.floor < math.inf,
             f"{where}.floor is {self.floor}; use nats of at least 0, or null for no floor.",
         )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class LossConfig(_Block):
-    """The token-weighted policy loss; facts that published methods differ in are options, none is implied.
-
-    Attributes:
-        normalizer: Tokens in the denominator of the policy term: the ``selected`` ones or ``all``.
-        level: ``response`` averages within each response, then over responses (verl's
-            ``seq-mean-token-mean``); ``batch`` takes one mean over all tokens (verl's ``token-mean``).
-        mask_kl: Whether the KL term counts selected tokens only, over the denominator of the policy term.
-            When false it counts every token, over all tokens.
-        kl_coef: Weight of the KL to the reference policy; 0 switches it off.
-        kl_clamp: Guard of the k3 estimator. ``verl`` clamps log(ref/policy) to +-20 and the estimate to
-            +-10, ``video_r1`` clamps log(ref/policy) to +-10 only.
-        clip_low: The ratio is clipped below 1 - clip_low. Null, together with clip_high, for no clipping.
-        clip_high: The ratio is clipped above 1 + clip_high.
-        dual_clip: Bound of ratio times |advantage| where the advantage is negative (verl: 3); null for none.
-    """
-
-    normalizer: Literal["selected", "all"]
-    level: Literal["response", "batch"]
-    mask_kl: bool
-    kl_coef: float
-    kl_clamp: Literal["verl", "video_r1"]
-    clip_low: float | None
-    clip_high: float | None
-    dual_clip: float | None = None
-
-    def __post_init__(self) -> None:
-        where = f"{ROOT}.method.loss"
-        _check_choices(self, where)
-        _require(0.0 <= self.kl_coef < math.inf, f"{where}.kl_coef is {self.kl_coef}; use 0 (off) or more.")
-        _require(
-            (self.clip_low is None) == (self.clip_high is None),
-            f"{where}.clip_low and clip_high must both be numbers, or both null for no clipping.",
-        )
-        _require(
-            self.clip_low is None or 0.0 < self.clip_low <= 1.0,
-            f"{where}.clip_low is {self.clip_low}; use more than 0 and at most 1.",
-        )
-        _require(
-            self.clip_high is None or 0.0 < self.clip_high < math.inf,
-            f"{where}.clip_high is {self.clip_high}; use a number above 0.",
-        )
-        _require(
-            self.dual_clip is None or 1.0 < self.dual_clip < math.inf,
-            f"{where}.dual_clip is {self.dual_clip}; use a number above 1, or null for none.",
-        )
-        _require(
-            self.dual_clip is None or self.clip_low is not None,
-            f"{where}.dual_clip needs clipping; set clip_low and clip_high, or dual_clip=null.",
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class MethodConfig(_Block):
+class MethodConfig(Block):
     """One method: how tokens are chosen and how the loss weighs them.
 
     Attributes:
@@ -166,23 +87,23 @@ class MethodConfig(_Block):
 
     def __post_init__(self) -> None:
         where = f"{ROOT}.method"
-        _check_choices(self, where)
-        _require(
+        check_choices(self, where)
+        require(
             0.0 < self.advantage_epsilon < 1.0,
             f"{where}.advantage_epsilon is {self.advantage_epsilon}; use a small number such as 1e-6.",
         )
 
     @property
     def views(self) -> tuple[str, ...]:
-        """Counterfactual passes that the method needs: a subset of ``("masked", "shuffled")``."""
-        if self.selection is None:
-            return ()
-        ratios = {"masked": self.selection.visual_ratio, "shuffled": self.selection.temporal_ratio}
-        return tuple(view for view, ratio in ratios.items() if ratio > 0.0)
+        """Counterfactual passes that selection and loss need: a subset of ``("masked", "shuffled")``."""
+        visual = self.selection.visual_ratio if self.selection else 0.0
+        temporal = self.selection.temporal_ratio if self.selection else 0.0
+        needed = {"masked": visual > 0.0 or self.loss.perception_coef > 0.0, "shuffled": temporal > 0.0}
+        return tuple(view for view, wanted in needed.items() if wanted)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class AttributionConfig(_Block):
+class AttributionConfig(Block):
     """Where and how the counterfactual passes run.
 
     Attributes:
@@ -209,17 +130,17 @@ class AttributionConfig(_Block):
 
     def __post_init__(self) -> None:
         where = f"{ROOT}.attribution"
-        _check_choices(self, where)
+        check_choices(self, where)
         for name in ("num_workers", "micro_batch_size"):
             count = getattr(self, name)
-            _require(count >= 1, f"{where}.{name} is {count}; use a count of 1 or more.")
+            require(count >= 1, f"{where}.{name} is {count}; use a count of 1 or more.")
         for name in ("base_tolerance", "sync_timeout_s", "pass_timeout_s"):
             value = getattr(self, name)
-            _require(0.0 < value < math.inf, f"{where}.{name} is {value}; use a finite number above 0.")
+            require(0.0 < value < math.inf, f"{where}.{name} is {value}; use a finite number above 0.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class ExportConfig(_Block):
+class ExportConfig(Block):
     """The per-token export in the run folder.
 
     Attributes:
@@ -235,13 +156,13 @@ class ExportConfig(_Block):
     def __post_init__(self) -> None:
         for name in ("every_steps", "max_responses"):
             value = getattr(self, name)
-            _require(
+            require(
                 value >= 1, f"{ROOT}.export.{name} is {value}; use 1 or more, or {ROOT}.export.enabled=false."
             )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class KernelsConfig(_Block):
+class KernelsConfig(Block):
     """Which code computes log-probs and selections; every choice gives the same numbers up to rounding.
 
     Attributes:
@@ -255,11 +176,11 @@ class KernelsConfig(_Block):
     head: Literal["fused", "verl"] = "verl"
 
     def __post_init__(self) -> None:
-        _check_choices(self, f"{ROOT}.kernels")
+        check_choices(self, f"{ROOT}.kernels")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class KeyTokenConfig(_Block):
+class KeyTokenConfig(Block):
     """The whole ``keytoken`` block.
 
     Example:
@@ -283,43 +204,3 @@ class KeyTokenConfig(_Block):
     run_dir: str = "outputs/run"
     seed: int = 1
     sampling: dict = dataclasses.field(default_factory=dict)
-
-
-def unknown_name(what: str, given: str, known: Iterable[str], plural: str) -> str:
-    """The message for a name that is not known: what was given, what is known, and the closest match."""
-    names = list(known)
-    close = difflib.get_close_matches(given, names, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"Unknown {what}; known {plural}: {', '.join(names)}.{hint}"
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigurationError(message)
-
-
-def _check_choices(block: _Block, where: str) -> None:
-    """Check every field that is declared as a Literal."""
-    for name, hint in typing.get_type_hints(type(block)).items():
-        choices = typing.get_args(hint)
-        value = getattr(block, name)
-        if typing.get_origin(hint) is Literal and value not in choices:
-            raise ConfigurationError(f"{where}.{name} is {value!r}; use one of {', '.join(choices)}.")
-
-
-def _convert(value: Any, hint: Any, where: str) -> Any:
-    """Check a value against a field's type; integers pass as floats, nothing else is converted."""
-    if isinstance(hint, types.UnionType):  # X | None
-        if value is None:
-            return None
-        hint = next(option for option in typing.get_args(hint) if option is not types.NoneType)
-    if isinstance(hint, type) and issubclass(hint, _Block):
-        return value if isinstance(value, hint) else hint.from_mapping(value, where)
-    if typing.get_origin(hint) is Literal:
-        hint = str
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        got = type(value).__name__
-        raise ConfigurationError(f"{where} is {value!r} ({got}); give it a value of type {hint.__name__}.")
-    return value
