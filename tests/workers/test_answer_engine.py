@@ -307,17 +307,17 @@ def test_an_update_by_verls_method_reports_the_head(
 def test_keytokens_configuration_reaches_the_engines(run_config: Any, actor: Any) -> None:
     """``set_keytoken``, as the trainer calls it on the actor's and the reference's group."""
     from keytoken.schema import KeyTokenConfig
+    from keytoken.verl_adapter.answer_engine import HeadSettings
 
     block = OmegaConf.to_container(run_config.keytoken, resolve=True)
     reference = role_worker(run_config, "ref")
-    for head in ("fused", "verl"):
+    for head, mask_kl in (("fused", True), ("verl", False)):
         block["kernels"] = {"impl": "reference", "head": head}
+        block["method"]["loss"].update(mask_kl=mask_kl, kl_coef=0.04)
+        wanted = HeadSettings(fused=head == "fused", impl="reference", masked_loss=mask_kl)
         for group, engine in ((actor, actor.actor.engine), (reference, reference.ref.engine)):
             group.set_keytoken(KeyTokenConfig.from_mapping(block))
-            assert engine.head_settings.fused == (head == "fused")
-            assert engine.head_settings.impl == "reference"
-            loss = group.keytoken.method.loss
-            assert engine.head_settings.masked_loss == (loss.mask_kl or loss.kl_coef == 0)
+            assert engine.head_settings == wanted
 
 
 def test_reference_log_probs_are_verls(

@@ -57,11 +57,10 @@ class HeadSettings:
     @classmethod
     def of(cls, keytoken: KeyTokenConfig) -> HeadSettings:
         """What ``keytoken.kernels`` and ``keytoken.method.loss`` say."""
-        loss = keytoken.method.loss
         return cls(
             fused=keytoken.kernels.head == "fused",
             impl=keytoken.kernels.impl,
-            masked_loss=loss.kl_coef == 0.0 or loss.mask_kl,
+            masked_loss=keytoken.method.loss.counts_selected_only,
         )
 
 
