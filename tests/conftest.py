@@ -17,10 +17,11 @@ from keytoken.verl_adapter.shims.torch_extensions import install
 install()  # verl and the video processors of transformers import torchvision
 
 
-def pytest_configure() -> None:
+def _interpret_triton() -> None:
     """Without a GPU, Triton interprets kernels: in this process only, not in those that tests start.
 
-    Triton looks at the variable whenever it decorates a function, the first time during its own import.
+    Triton looks at the variable whenever it decorates a function, the first time during its own import. So
+    this runs as this file is imported: before the conftest of any folder, and before any test.
     """
     if torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
         return
@@ -31,6 +32,9 @@ def pytest_configure() -> None:
 
         patch.setattr(triton.knobs, "propagate_env", False)  # else the next line sets the variable as well
         triton.knobs.runtime.interpret = True
+
+
+_interpret_triton()
 
 
 @pytest.fixture(autouse=True)
