@@ -29,12 +29,13 @@ TOKEN_WEIGHT = "token_weight"
 LOSS_TOTALS = "loss_totals"
 
 _PASSES, _TRAINER, _LOSS = "attribution passes", "trainer", "policy loss"
+_BOTH = f"{_TRAINER}, {_LOSS}"
 
 FIELDS = (
     Field(REAL_LOG_PROB, "[B, T]", "nats", _PASSES, _TRAINER),
-    Field(MASKED_LOG_PROB, "[B, T]", "nats, equal to real without vision", _PASSES, _TRAINER),
+    Field(MASKED_LOG_PROB, "[B, T]", "nats, equal to real without vision", _PASSES, _BOTH),
     Field(SHUFFLED_LOG_PROB, "[B, T]", "nats, equal to real without frames", _PASSES, _TRAINER),
-    Field(HAS_VISUAL, "[B]", "0 or 1: the prompt holds an image or a video", _PASSES, _TRAINER),
+    Field(HAS_VISUAL, "[B]", "0 or 1: the prompt holds an image or a video", _PASSES, _BOTH),
     Field(HAS_TEMPORAL, "[B]", "0 or 1: the prompt holds a video whose frames differ", _PASSES, _TRAINER),
     Field(STATIC_CLIP, "[B]", "0 or 1: the prompt's videos show one picture only", _PASSES, _TRAINER),
     Field(VERSION, "[B]", "global step of the weights that scored", _PASSES, _TRAINER),

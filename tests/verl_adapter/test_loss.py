@@ -12,7 +12,8 @@ from tensordict import TensorDict
 from tensordict.tensorclass import NonTensorData
 
 from keytoken import fields
-from keytoken.losses.policy import loss_totals, policy_loss
+from keytoken.losses.denominators import loss_totals
+from keytoken.losses.policy import policy_loss
 from keytoken.schema import LossConfig
 from keytoken.verl_adapter.compat import Metric
 from keytoken.verl_adapter.loss import token_weighted_loss
@@ -31,7 +32,12 @@ CONFIGS = {
     "paper": CONFIG,
     "published code": dataclasses.replace(CONFIG, normalizer="selected", mask_kl=True),
     "mean over tokens, no reference": dataclasses.replace(CONFIG, level="batch", kl_coef=0.0, dual_clip=3.0),
+    "GSPO": dataclasses.replace(CONFIG, objective="gspo"),
+    "CISPO": dataclasses.replace(CONFIG, objective="cispo", level="batch"),
+    "constant length": dataclasses.replace(CONFIG, normalizer="constant", constant_length=8),
+    "perception and entropy": dataclasses.replace(CONFIG, perception_coef=0.02, entropy_penalty=0.06),
 }
+WITHOUT_VISION = 4  # the row of an answer to a prompt without image or video
 
 
 def ragged(rows: list[torch.Tensor]) -> torch.Tensor:
@@ -55,6 +61,7 @@ def batch() -> dict[str, Any]:
         "ref_log_prob": [values + change for values, change in zip(old, draw(0.2), strict=True)],
         "advantages": draw(),
         fields.TOKEN_WEIGHT: weights,
+        fields.MASKED_LOG_PROB: [values + change for values, change in zip(old, draw(0.5), strict=True)],
     }
 
 
@@ -66,6 +73,8 @@ def whole(batch: dict[str, Any], config: LossConfig) -> tuple[Any, list[torch.Te
     """The pure loss of everything at once, and its gradient by answer."""
     new = [values.clone().requires_grad_() for values in batch["new"]]
     mask = torch.arange(max(ANSWERS)) < torch.tensor(ANSWERS)[:, None]
+    masked = list(batch[fields.MASKED_LOG_PROB])
+    masked[WITHOUT_VISION] = batch["new"][WITHOUT_VISION]  # nothing to tell apart
     result = policy_loss(
         log_prob=padded(new),
         old_log_prob=padded(batch["old_log_probs"]),
@@ -74,6 +83,7 @@ def whole(batch: dict[str, Any], config: LossConfig) -> tuple[Any, list[torch.Te
         mask=mask,
         config=config,
         ref_log_prob=padded(batch["ref_log_prob"]),
+        masked_log_prob=padded(masked),
     )
     result.loss.backward()
     return result, [values.grad for values in new]
@@ -86,6 +96,9 @@ def in_parts(
     mask = torch.arange(max(ANSWERS)) < torch.tensor(ANSWERS)[:, None]
     totals = loss_totals(padded(batch[fields.TOKEN_WEIGHT]), mask)
     counts = torch.tensor([totals.num_responses, totals.num_tokens, totals.num_selected])
+    ragged_fields = ("old_log_probs", "ref_log_prob", "advantages", fields.TOKEN_WEIGHT)
+    if config.perception_coef > 0.0:  # else no pass has run
+        ragged_fields += (fields.MASKED_LOG_PROB,)
     loss_fn = partial(token_weighted_loss, config=config)
     new = [values.clone().requires_grad_() for values in batch["new"]]
     total, metrics = torch.zeros(()), {}
@@ -96,10 +109,8 @@ def in_parts(
                 "responses": ragged([torch.zeros(ANSWERS[row], dtype=torch.long) for row in rows]),
                 "response_mask": ragged([torch.ones(ANSWERS[row], dtype=torch.long) for row in rows]),
                 fields.LOSS_TOTALS: counts.expand(len(rows), 3).contiguous(),
-                **{
-                    name: ragged([batch[name][row] for row in rows])
-                    for name in ("old_log_probs", "ref_log_prob", "advantages", fields.TOKEN_WEIGHT)
-                },
+                fields.HAS_VISUAL: torch.tensor([float(row != WITHOUT_VISION) for row in rows]),
+                **{name: ragged([batch[name][row] for row in rows]) for name in ragged_fields},
             },
             batch_size=[len(rows)],
         )
@@ -136,6 +147,8 @@ def test_parts_sum_to_the_whole(
         {
             "policy_loss": float(result.policy_loss),
             "kl_loss": float(result.kl_loss),
+            "perception_kl": float(result.perception_kl),
+            "surprise": float(result.surprise),
             "clipped_share": float(result.clipped_share),
             "old_to_new_kl": float(result.old_to_new_kl),
             "responses_without_selected": sum(not rows.any() for rows in batch[fields.TOKEN_WEIGHT]),

@@ -10,7 +10,8 @@ import torch
 from tensordict import TensorDict
 
 from keytoken import fields
-from keytoken.losses.policy import LossTotals, PolicyLoss, policy_loss
+from keytoken.losses.denominators import LossTotals
+from keytoken.losses.policy import PolicyLoss, policy_loss
 from keytoken.schema import LossConfig
 from keytoken.verl_adapter.compat import AggregationType, Metric, no_padding_2_padding
 
@@ -24,7 +25,7 @@ def token_weighted_loss(
         model_output: ``log_probs``, ragged over prompt and answer.
         data: the micro-batch, with the fields of :mod:`keytoken.fields`.
         dp_group: unused; verl passes it to every loss.
-        config: denominators, clipping and KL.
+        config: objective, denominators, clipping and the other terms.
 
     Returns:
         The scalar loss and its metrics.
@@ -34,6 +35,7 @@ def token_weighted_loss(
     totals = LossTotals(**_totals(data))
     names = ["response_mask", "old_log_probs", "advantages", fields.TOKEN_WEIGHT]
     names += ["ref_log_prob"] if config.kl_coef > 0.0 else []
+    names += fields.VIEW_OUTPUTS["masked"] if config.perception_coef > 0.0 else []
     padded = data.select(*names).to_padded_tensor()
     result = policy_loss(
         log_prob=log_prob,
@@ -43,9 +45,20 @@ def token_weighted_loss(
         mask=padded["response_mask"].bool(),
         config=config,
         ref_log_prob=padded["ref_log_prob"] if config.kl_coef > 0.0 else None,
+        masked_log_prob=_masked_log_prob(padded, log_prob) if config.perception_coef > 0.0 else None,
         totals=totals,
     )
     return result.loss * num_ranks, _metrics(result, num_ranks)
+
+
+def _masked_log_prob(padded: TensorDict, log_prob: torch.Tensor) -> torch.Tensor:
+    """[B, T] log-probs of the masked view; the current ones, which change nothing, without anything to mask.
+
+    For those rows the passes write the log-probs of the old policy, from which later updates of the same
+    batch would be pushed away.
+    """
+    has_visual = padded[fields.HAS_VISUAL].bool()[:, None]
+    return torch.where(has_visual, padded[fields.MASKED_LOG_PROB], log_prob.detach())
 
 
 def _totals(data: TensorDict) -> dict[str, float]:
@@ -61,6 +74,8 @@ def _metrics(result: PolicyLoss, num_ranks: int) -> dict[str, Any]:
     parts = {
         "policy_loss": result.policy_loss,
         "kl_loss": result.kl_loss,
+        "perception_kl": result.perception_kl,
+        "surprise": result.surprise,
         "clipped_share": result.clipped_share,
         "old_to_new_kl": result.old_to_new_kl,
         "responses_without_selected": result.num_unselected,
