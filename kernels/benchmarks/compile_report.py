@@ -82,7 +82,8 @@ def compile_case(case: CompiledCase, target: str) -> Compiled:
     )
     nvidia = target.startswith("sm_")
     machine = GPUTarget("cuda", int(target[3:]), 32) if nvidia else GPUTarget("hip", target, 64)
-    binary = triton.compile(source, target=machine, options={"num_warps": case.num_warps})
+    options = {"num_warps": case.num_warps, **(case.options if nvidia else {})}
+    binary = triton.compile(source, target=machine, options=options)
     found = _read_cubin(binary.asm["cubin"]) if nvidia else _read_amdgcn(binary.asm["amdgcn"])
     return Compiled(
         name=case.name,

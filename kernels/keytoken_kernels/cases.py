@@ -24,6 +24,7 @@ class CompiledCase:
         aligned: Arguments divisible by 16, as the just-in-time compiler finds them at a launch: pointers of
             whole tensors, and strides and widths that are multiples of 16. Without it no load is widened.
         num_warps: Warps of one program, as the launch sets it.
+        options: Further options of the launch, for NVIDIA targets.
         max_registers: The most registers per thread on NVIDIA targets that the tests accept.
         wide_loads: Whether 128-bit global loads must appear on NVIDIA targets.
     """
@@ -34,5 +35,6 @@ class CompiledCase:
     constants: Mapping[str, Any] = field(default_factory=dict)
     aligned: tuple[str, ...] = ()
     num_warps: int = 4
+    options: Mapping[str, Any] = field(default_factory=dict)
     max_registers: int = 255
     wide_loads: bool = False
