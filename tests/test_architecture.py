@@ -22,6 +22,7 @@ LAYERS = (
     ("workers",),
     ("demo",),
     ("validate", "resources"),
+    ("loss_rules",),
     ("data",),
     ("attribution", "losses", "rewards"),
     ("schema", "loss_config", "block", "fields", "checks", "errors"),

@@ -34,6 +34,9 @@ LOSS = {
     "clip_high": None,
 }
 
+CONSTANT = {"method__loss__normalizer": "constant", "method__loss__constant_length": 768}
+GSPO = {"method__loss__objective": "gspo", "method__loss__clip_low": 0.1, "method__loss__clip_high": 0.1}
+
 
 def block(**changes: Any) -> dict[str, Any]:
     """A valid ``keytoken`` block; ``a__b=value`` replaces one value, ``a__b=KeyError`` removes it."""
@@ -90,9 +93,10 @@ def test_values_are_frozen() -> None:
         ({"method__selection__visual_ratio": 0.0}, ("shuffled",)),
         ({"method__selection__visual_ratio": 0.0, "method__selection__temporal_ratio": 0.0}, ()),
         ({"method__selection": None}, ()),
+        ({"method__selection": None, "method__loss__perception_coef": 0.01}, ("masked",)),
     ],
 )
-def test_views_follow_from_the_ratios(changes: dict[str, Any], views: tuple[str, ...]) -> None:
+def test_views_follow_from_ratios_and_loss(changes: dict[str, Any], views: tuple[str, ...]) -> None:
     assert KeyTokenConfig.from_mapping(block(**changes)).method.views == views
 
 
@@ -120,7 +124,27 @@ def test_views_follow_from_the_ratios(changes: dict[str, Any], views: tuple[str,
         ({"method__loss__clip_low": 1.2, "method__loss__clip_high": 0.2}, "clip_low is 1.2", "at most 1"),
         ({"method__loss__clip_low": 0.2, "method__loss__clip_high": 0.0}, "clip_high is 0.0", "above 0"),
         ({"method__loss__dual_clip": 3.0}, "dual_clip needs clipping", "dual_clip=null"),
-        ({"method__loss__normalizer": "sum"}, "normalizer is 'sum'", "selected, all"),
+        ({"method__loss__normalizer": "sum"}, "normalizer is 'sum'", "selected, all, constant"),
+        ({"method__loss__objective": "grpo"}, "objective is 'grpo'", "ppo, gspo, cispo"),
+        (
+            {"method__loss__normalizer": "constant"},
+            "normalizer=constant needs",
+            "${data.max_response_length}",
+        ),
+        ({"method__loss__constant_length": 768}, "constant_length is 768", "normalizer=constant, or"),
+        ({"method__loss__constant_length": 2.5}, "loss.constant_length is 2.5", "type int"),
+        ({**CONSTANT, "method__loss__constant_length": 0}, "constant_length is 0", "at least 1"),
+        ({**CONSTANT, "method__loss__level": "batch"}, "normalizer=constant", "set level=response"),
+        ({**GSPO, "method__loss__level": "batch"}, "objective=gspo", "set level=response"),
+        ({**GSPO, "method__loss__dual_clip": 3.0}, "dual_clip belongs to objective=ppo", "null for"),
+        ({"method__loss__entropy_penalty": -0.1}, "entropy_penalty is -0.1", "0 (off) or more"),
+        ({"method__loss__perception_coef": float("inf")}, "perception_coef is inf", "0 (off) or more"),
+        ({"method__loss__perception_clip": 0.2}, "perception_clip bounds a term that is off", "0.01"),
+        (
+            {"method__loss__perception_coef": 0.01, "method__loss__perception_clip": 0.0},
+            "perception_clip is 0.0",
+            "null for no bound",
+        ),
         ({"method__positions": "moved"}, "positions is 'moved'", "kept, compressed"),
         ({"method__advantage_epsilon": 0.0}, "advantage_epsilon is 0.0", "1e-6"),
         ({"attribution__placement": "gpu"}, "placement is 'gpu'", "pool, actor"),
@@ -151,3 +175,17 @@ def test_hydra_nodes_are_accepted() -> None:
     assert KeyTokenConfig.from_mapping(omegaconf.OmegaConf.create(block())) == KeyTokenConfig.from_mapping(
         block()
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "selected_only"),
+    [
+        ({}, True),
+        ({"mask_kl": False}, False),
+        ({"mask_kl": False, "kl_coef": 0.0}, True),
+        ({"entropy_penalty": 0.06}, False),
+        ({"perception_coef": 0.01}, False),
+    ],
+)
+def test_whether_the_loss_counts_selected_tokens_only(changes: dict[str, Any], selected_only: bool) -> None:
+    assert LossConfig(**(LOSS | changes)).counts_selected_only is selected_only  # type: ignore[arg-type]

@@ -9,14 +9,23 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from keytoken.errors import ConfigurationError
+from keytoken.loss_rules import INERT, PENALTY
 from keytoken.main import load_config
-from keytoken.validate import FUSED_HEAD_NEEDS, INERT, RULES, validate_run
+from keytoken.validate import FUSED_HEAD_NEEDS, RULES, validate_run
 
 ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 LOSS = "keytoken.method.loss"
 FUSED = {"keytoken.kernels.head": "fused"}
 # Without views, whose own rules would be broken first, and with ranks that sequences could be split over.
 FUSED_ON_TWO = {**FUSED, "keytoken.method.selection": None, "trainer.n_gpus_per_node": 2}
+FILTER = {"algorithm.filter_groups.enable": True}
+# An estimator for single answers, in micro-batches that divide the fewer answers.
+UNGROUPED = {
+    "algorithm.adv_estimator": "reinforce_plus_plus",
+    f"{ACTOR}.ppo_micro_batch_size_per_gpu": 16,
+}
+PENALIZE = {f"{PENALTY}.enable": True}
+MAX_LENGTH = "reward.reward_kwargs.max_resp_len"
 
 # rule: list of (values to set on the demo, what the message must say: the key, then the remedy)
 BROKEN: dict[str, list[tuple[dict[str, Any], list[str]]]] = {
@@ -81,14 +90,14 @@ BROKEN: dict[str, list[tuple[dict[str, Any], list[str]]]] = {
             ["ppo_max_token_len_per_gpu=200", "232", "raise it"],
         ),
     ],
-    "_loss": [
+    "loss": [
         ({f"{ACTOR}.use_kl_loss": False}, [f"{ACTOR}.use_kl_loss", f"{LOSS}.kl_coef"]),
         (
             {f"{LOSS}.clip_low": None, f"{LOSS}.clip_high": None, f"{ACTOR}.ppo_epochs": 2},
             [f"{LOSS}.clip_low=null", "ppo_epochs=2", "such as 0.2"],
         ),
     ],
-    "_inert": [
+    "inert_keys": [
         ({f"{ACTOR}.clip_ratio": 0.1}, ["clip_ratio=0.1", f"{LOSS}.clip_low"]),
         ({f"{ACTOR}.clip_ratio_low": 0.1}, ["clip_ratio_low=0.1", f"{LOSS}.clip_low"]),
         ({f"{ACTOR}.clip_ratio_high": 0.28}, ["clip_ratio_high=0.28", f"{LOSS}.clip_high"]),
@@ -96,13 +105,32 @@ BROKEN: dict[str, list[tuple[dict[str, Any], list[str]]]] = {
         ({f"{ACTOR}.kl_loss_coef": 0.04}, ["kl_loss_coef=0.04", f"{LOSS}.kl_coef"]),
         ({f"{ACTOR}.kl_loss_type": "k1"}, ["kl_loss_type=k1", f"{LOSS}.kl_clamp"]),
         ({f"{ACTOR}.loss_agg_mode": "seq-mean-token-mean"}, ["loss_agg_mode=seq", f"{LOSS}.level"]),
-        ({f"{ACTOR}.loss_scale_factor": 100}, ["loss_scale_factor=100", f"{LOSS}.normalizer"]),
-        ({f"{ACTOR}.policy_loss.loss_mode": "gspo"}, ["policy_loss.loss_mode=gspo", "method="]),
-        ({f"{ACTOR}.entropy_coeff": 0.01}, ["entropy_coeff=0.01", "no entropy term"]),
+        ({f"{ACTOR}.loss_scale_factor": 100}, ["loss_scale_factor=100", f"{LOSS}.constant_length"]),
+        ({f"{ACTOR}.policy_loss.loss_mode": "gspo"}, ["policy_loss.loss_mode=gspo", f"{LOSS}.objective"]),
+        ({f"{ACTOR}.entropy_coeff": 0.01}, ["entropy_coeff=0.01", "no bonus", f"{LOSS}.entropy_penalty"]),
         ({f"{ACTOR}.ppo_micro_batch_size": 8}, ["ppo_micro_batch_size=8", "ppo_micro_batch_size_per_gpu"]),
-        ({"algorithm.filter_groups.max_num_gen_batches": 2}, ["=2", "max_inflight_gen_batches"]),
+        ({"algorithm.filter_groups.max_num_gen_batches": 2}, ["=2", "until the batch is full"]),
+        ({"algorithm.filter_groups.max_inflight_gen_batches": 2}, ["=2", "in flight as the batch lacks"]),
         ({"critic.enable": True}, ["critic.enable=True", "no"]),
         ({"trainer.v1.separate_async.hybrid_rollout.enable_switch": True}, ["enable_switch=True", "Leave"]),
+    ],
+    "dynamic_sampling": [
+        (
+            {**FILTER, **UNGROUPED, f"{ROLLOUT}.n": 1},
+            ["algorithm.filter_groups.enable=true", f"{ROLLOUT}.n=1", f"{ROLLOUT}.n=8"],
+        ),
+        ({**FILTER, "algorithm.filter_groups.metric": None}, ["needs algorithm.filter_groups.metric", "acc"]),
+    ],
+    "overlong_penalty": [
+        ({**PENALIZE, MAX_LENGTH: None}, [f"{MAX_LENGTH} is None", "data.max_response_length=40"]),
+        ({**PENALIZE, MAX_LENGTH: 41}, [f"{MAX_LENGTH} is 41", "between 1 and"]),
+        ({**PENALIZE, f"{PENALTY}.len": 41}, [f"{PENALTY}.len is 41", "a fifth, 8"]),
+        ({**PENALIZE, f"{PENALTY}.len": 0.2}, [f"{PENALTY}.len is 0.2", "tokens"]),
+        ({**PENALIZE, f"{PENALTY}.penalty_factor": -1}, [f"{PENALTY}.penalty_factor is -1", "above 0"]),
+        (
+            {**PENALIZE, "reward.reward_manager.name": "naive"},
+            ["no effect on reward.reward_manager.name=naive", "LengthAwareRewardManager"],
+        ),
     ],
     "_rollout_correction": [
         ({"algorithm.rollout_correction.bypass_mode": True}, ["bypass_mode=True", "Leave it at false"]),
@@ -180,7 +208,7 @@ def test_broken(demo: DictConfig, rule: str, changes: dict[str, Any], parts: lis
 
 def test_every_rule_and_every_inert_key_is_tried() -> None:
     assert {rule.__name__ for rule in RULES} | {"_types"} == set(BROKEN)
-    assert {key for changes, _ in BROKEN["_inert"] for key in changes} == set(INERT)
+    assert {key for changes, _ in BROKEN["inert_keys"] for key in changes} == set(INERT)
     tried = {key for changes, _ in BROKEN["_head"] for key in changes} - set(FUSED_ON_TWO)
     assert tried == set(FUSED_HEAD_NEEDS)
 
@@ -191,11 +219,10 @@ ALLOWED: dict[str, dict[str, Any]] = {
     "one step off policy": {"trainer.v1.separate_async.num_warmup_batches": 1},
     "several updates on a batch": {f"{ACTOR}.ppo_epochs": 2},
     "advantages without division": {"algorithm.norm_adv_by_std_in_grpo": False},
-    "no group needed": {
-        "algorithm.adv_estimator": "reinforce_plus_plus",
-        f"{ROLLOUT}.n": 1,
-        f"{ACTOR}.ppo_micro_batch_size_per_gpu": 16,
-    },
+    "no group needed": {**UNGROUPED, f"{ROLLOUT}.n": 1},
+    "an earlier penalty, all of it a straight line": {**PENALIZE, MAX_LENGTH: 30, f"{PENALTY}.len": 30},
+    "verl's own manager of penalties": {**PENALIZE, "reward.reward_manager.name": "dapo"},
+    "perception without a selection": {"keytoken.method.selection": None, f"{LOSS}.perception_coef": 0.01},
     "other fsdp without views": {"keytoken.method.selection": None, f"{ACTOR}.strategy": "fsdp"},
     "the head for answers": FUSED,
     "prompts in chunks": {

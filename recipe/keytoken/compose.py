@@ -68,8 +68,14 @@ def _needs_reference(kl_coef: Any) -> bool:
     return isinstance(kl_coef, (int, float)) and kl_coef > 0
 
 
+def _share(share: Any, total: Any) -> Any:
+    """A share of a count, at least 1; the rules refuse what is not a count."""
+    return max(1, round(share * total)) if isinstance(total, int) else total
+
+
 def _compose(overrides: Sequence[str]) -> DictConfig:
     OmegaConf.register_new_resolver("keytoken.needs_reference", _needs_reference, replace=True)
+    OmegaConf.register_new_resolver("keytoken.share", _share, replace=True)
     GlobalHydra.instance().clear()
     with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
         return compose(ROOT, overrides=list(overrides))

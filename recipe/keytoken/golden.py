@@ -94,9 +94,15 @@ class CaseResult:
 
 
 def load_preset(name: str) -> MethodConfig:
-    """Read one method file of the package ``keytoken_configs``."""
+    """Read the method of one method file of the package ``keytoken_configs``.
+
+    Some of them set keys of verl as well, which are left out here, and one takes the longest answer from the
+    dataset's file, so that hydra alone can read it.
+    """
     text = resources.files("keytoken_configs").joinpath("method", f"{name}.yaml").read_text(encoding="utf-8")
-    return MethodConfig.from_mapping(yaml.safe_load(text), where="keytoken.method")
+    content = yaml.safe_load(text)
+    method = content["keytoken"]["method"] if "keytoken" in content else content
+    return MethodConfig.from_mapping(method, where="keytoken.method")
 
 
 def check_file(path: str | Path) -> list[CaseResult]:

@@ -12,9 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 from keytoken.attribution.methods import METHODS
 from keytoken.data.contract import SamplingContract
 from keytoken.errors import ConfigurationError
+from keytoken.loss_rules import LOSS_RULES, SEPARATE, updates_of_a_batch
 from keytoken.schema import KeyTokenConfig, unknown_name
 
-SEPARATE, SYNC = "keytoken_separate", "keytoken_sync"
+SYNC = "keytoken_sync"
 
 # Estimators that need rewards and groups only. All but reinforce_plus_plus compare answers of one prompt.
 UNGROUPED = "reinforce_plus_plus"
@@ -61,35 +62,6 @@ _NUMBERS = (
     "actor_rollout_ref.rollout.temperature",
     "actor_rollout_ref.rollout.top_p",
 )
-
-# Keys that verl's own loss and trainers read and KeyToken's do not: verl's default, and what to set instead.
-_CLIP = "set keytoken.method.loss.clip_low and keytoken.method.loss.clip_high"
-_AGGREGATION = "set keytoken.method.loss.normalizer and keytoken.method.loss.level"
-INERT = {
-    "actor_rollout_ref.actor.clip_ratio": (0.2, _CLIP),
-    "actor_rollout_ref.actor.clip_ratio_low": (0.2, _CLIP),
-    "actor_rollout_ref.actor.clip_ratio_high": (0.2, _CLIP),
-    "actor_rollout_ref.actor.clip_ratio_c": (3.0, "set keytoken.method.loss.dual_clip"),
-    "actor_rollout_ref.actor.kl_loss_coef": (0.001, "set keytoken.method.loss.kl_coef"),
-    "actor_rollout_ref.actor.kl_loss_type": ("low_var_kl", "set keytoken.method.loss.kl_clamp"),
-    "actor_rollout_ref.actor.loss_agg_mode": ("token-mean", _AGGREGATION),
-    "actor_rollout_ref.actor.loss_scale_factor": (None, _AGGREGATION),
-    "actor_rollout_ref.actor.policy_loss.loss_mode": (
-        "vanilla",
-        "choose a method=... and set keytoken.method.loss",
-    ),
-    "actor_rollout_ref.actor.entropy_coeff": (0, "KeyToken's loss has no entropy term"),
-    "actor_rollout_ref.actor.ppo_micro_batch_size": (
-        None,
-        "set actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu",
-    ),
-    "algorithm.filter_groups.max_num_gen_batches": (
-        0,
-        "set algorithm.filter_groups.max_inflight_gen_batches",
-    ),
-    "critic.enable": (False, "none of its estimators has a critic"),
-    "trainer.v1.separate_async.hybrid_rollout.enable_switch": (False, "the pools of a run keep their GPUs"),
-}
 
 FUSED_HEAD_NEEDS = {
     "actor_rollout_ref.actor.strategy": "fsdp2",
@@ -218,11 +190,7 @@ def _advantage(config: DictConfig, keytoken: KeyTokenConfig) -> None:
 
 def _mini_batch(config: DictConfig, keytoken: KeyTokenConfig) -> None:
     actor, data = config.actor_rollout_ref.actor, config.data
-    steps = (
-        config.trainer.v1.separate_async.parameter_sync_step
-        if config.trainer.v1.trainer_mode == SEPARATE
-        else 1
-    )
+    steps = updates_of_a_batch(config)
     if actor.ppo_mini_batch_size * steps != data.train_batch_size:
         raise ConfigurationError(
             f"actor_rollout_ref.actor.ppo_mini_batch_size={actor.ppo_mini_batch_size} must be the prompts "
@@ -256,35 +224,6 @@ def _micro_batches(config: DictConfig, keytoken: KeyTokenConfig) -> None:
             f"does not divide the {rows // ranks} answers of an actor rank. Change it, or set "
             "actor_rollout_ref.actor.use_dynamic_bsz=true."
         )
-
-
-def _loss(config: DictConfig, keytoken: KeyTokenConfig) -> None:
-    actor, loss = config.actor_rollout_ref.actor, keytoken.method.loss
-    if bool(actor.use_kl_loss) != (loss.kl_coef > 0):
-        raise ConfigurationError(
-            "actor_rollout_ref.actor.use_kl_loss follows keytoken.method.loss.kl_coef; change that one "
-            "instead."
-        )
-    steps = (
-        config.trainer.v1.separate_async.parameter_sync_step
-        if config.trainer.v1.trainer_mode == SEPARATE
-        else 1
-    )
-    if loss.clip_low is None and actor.ppo_epochs * steps > 1:
-        raise ConfigurationError(
-            "keytoken.method.loss.clip_low=null is for one update a batch, where the ratio is 1; with "
-            f"actor_rollout_ref.actor.ppo_epochs={actor.ppo_epochs} and "
-            f"trainer.v1.separate_async.parameter_sync_step={steps} set clip_low and clip_high, such as 0.2."
-        )
-
-
-def _inert(config: DictConfig, keytoken: KeyTokenConfig) -> None:
-    for key, (default, instead) in INERT.items():
-        value = OmegaConf.select(config, key)
-        if value != default:
-            raise ConfigurationError(
-                f"{key}={value} has no effect on KeyToken's training: {instead}. Leave the key at {default}."
-            )
 
 
 def _rollout_correction(config: DictConfig, keytoken: KeyTokenConfig) -> None:
@@ -388,8 +327,7 @@ RULES: tuple[Callable[[DictConfig, KeyTokenConfig], None], ...] = (
     _advantage,
     _mini_batch,
     _micro_batches,
-    _loss,
-    _inert,
+    *LOSS_RULES,
     _rollout_correction,
     _rollout,
     _model,

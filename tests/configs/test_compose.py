@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from fnmatch import fnmatch
 from pathlib import Path
@@ -14,7 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from keytoken.attribution.methods import METHODS
 from keytoken.compose import groups
+from keytoken.golden import load_preset
 from keytoken.main import load_config
+from keytoken.schema import LossConfig, MethodConfig
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "keytoken_configs"
 DEMO = ["experiment=demo_cpu"]
@@ -28,8 +31,10 @@ attribution.base_tolerance attribution.check_base attribution.micro_batch_size a
 attribution.pass_timeout_s attribution.placement attribution.shuffle_seed attribution.sync_timeout_s
 export.enabled export.every_steps export.max_responses
 kernels.head kernels.impl
-method.advantage_epsilon method.loss.clip_high method.loss.clip_low method.loss.dual_clip method.loss.kl_clamp
-method.loss.kl_coef method.loss.level method.loss.mask_kl method.loss.normalizer method.name method.positions
+method.advantage_epsilon method.loss.clip_high method.loss.clip_low method.loss.constant_length
+method.loss.dual_clip method.loss.entropy_penalty method.loss.kl_clamp method.loss.kl_coef method.loss.level
+method.loss.mask_kl method.loss.normalizer method.loss.objective method.loss.perception_clip
+method.loss.perception_coef method.name method.positions
 method.selection.entropy_ratio method.selection.floor method.selection.scope method.selection.score_sign
 method.selection.temporal_ratio method.selection.visual_ratio
 run_dir
@@ -46,6 +51,7 @@ actor_rollout_ref.model.override_config.attn_implementation
 actor_rollout_ref.rollout.agent.agent_loop_manager_class actor_rollout_ref.rollout.enable_sleep_mode
 actor_rollout_ref.rollout.engine_kwargs.vllm.*
 data.quarantine_file data.sampling_contract.*
+reward.reward_kwargs.max_resp_len reward.reward_kwargs.overlong_buffer_cfg.*
 ray_kwargs.ray_init.log_to_driver ray_kwargs.ray_init.num_gpus ray_kwargs.ray_init.runtime_env.env_vars.*
 trainer.v1.keytoken_separate.* trainer.v1.keytoken_sync
 """
@@ -107,7 +113,69 @@ def test_every_other_key_is_one_that_verl_lists(option: str) -> None:
 
 
 def test_every_method_has_a_file_of_its_name() -> None:
-    assert set(groups()["method"]) == set(METHODS)
+    assert set(METHODS) <= set(groups()["method"])
+
+
+def test_options_that_a_method_may_leave_out_have_the_defaults_of_the_schema() -> None:
+    """Once where hydra knows them as keys, once where a method file is read without hydra."""
+    given = yaml.safe_load((FOLDER / "train.yaml").read_text(encoding="utf-8"))["keytoken"]["method"]["loss"]
+    fields = {field.name: field.default for field in dataclasses.fields(LossConfig)}
+    assert given == {name: fields[name] for name in given}
+
+
+# What a base loss says, typed from its paper, and what it sets beyond the method.
+BASE_LOSSES: dict[str, dict[str, object]] = {
+    "dapo": {
+        "loss.clip_low": 0.2,
+        "loss.clip_high": 0.28,
+        "loss.level": "batch",
+        "loss.normalizer": "all",
+        "algorithm.filter_groups.enable": True,
+        "algorithm.filter_groups.metric": "acc",
+        "reward.reward_kwargs.overlong_buffer_cfg.enable": True,
+        "reward.reward_kwargs.overlong_buffer_cfg.len": 8,
+        "reward.reward_kwargs.max_resp_len": 40,
+        "algorithm.norm_adv_by_std_in_grpo": True,
+    },
+    "dr_grpo": {
+        "loss.normalizer": "constant",
+        "loss.constant_length": 40,
+        "algorithm.norm_adv_by_std_in_grpo": False,
+    },
+    "gspo": {
+        "loss.objective": "gspo",
+        "loss.clip_low": 3e-4,
+        "loss.clip_high": 4e-4,
+        "loss.level": "response",
+    },
+    "cispo": {"loss.objective": "cispo", "loss.clip_low": 1.0, "loss.level": "batch"},
+}
+
+
+@pytest.mark.parametrize(("name", "values"), BASE_LOSSES.items(), ids=BASE_LOSSES)
+def test_base_losses(name: str, values: dict[str, object]) -> None:
+    """The demo's longest answer has 40 tokens."""
+    run = run_with(f"method={name}")
+    assert run.keytoken.method.selection is None and run.keytoken.method.loss.kl_coef == 0.0
+    assert run.actor_rollout_ref.actor.use_kl_loss is False
+    for key, value in values.items():
+        where = f"keytoken.method.{key}" if key.startswith("loss.") else key
+        assert OmegaConf.select(run, where) == value, key
+
+
+@pytest.mark.parametrize("name", ["dapo", "gspo", "cispo", "grpo"])
+def test_a_method_file_says_the_same_without_hydra(name: str) -> None:
+    """dr_grpo alone cannot be read so: it takes the longest answer from the dataset's file."""
+    composed = plain(run_with(f"method={name}").keytoken.method)
+    assert load_preset(name) == MethodConfig.from_mapping(composed)
+
+
+def test_other_methods_inherit_nothing_from_dapo_and_dr_grpo() -> None:
+    """The keys of verl that those set are at verl's defaults."""
+    run = run_with("method=grpo")
+    assert run.algorithm.norm_adv_by_std_in_grpo is True
+    assert run.algorithm.filter_groups.enable is False
+    assert run.reward.reward_kwargs.overlong_buffer_cfg.enable is False
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Length bonus of Video-R1: a small reward for right answers of moderate length.
+"""Rewards of length: Video-R1's bonus for right answers of moderate length, DAPO's penalty for overlong ones.
 
 The length is the number of response tokens that the policy produced. Video-KTR's published code counts
 selected tokens instead, because its mask has been overwritten by then; see ``num_tokens``.
@@ -26,3 +26,19 @@ def group_length_bonuses(num_tokens: Sequence[int], accuracies: Sequence[float])
     if sum(accuracy > _MIN_ACCURACY for accuracy in accuracies) < 2:
         return [0.0] * len(accuracies)
     return [length_bonus(*pair) for pair in zip(num_tokens, accuracies, strict=True)]
+
+
+def overlong_penalty(num_tokens: int, max_tokens: int, buffer: int, factor: float = 1.0) -> float:
+    """What an answer loses for its length: 0, then a straight line down to -factor at ``max_tokens``.
+
+    Source: DAPO (arXiv 2503.14476), equation 13 with factor 1. Beyond ``max_tokens`` an answer loses no more
+    than that, as in the paper; verl's code follows the line further down.
+
+    Args:
+        num_tokens: Real length of the response in tokens.
+        max_tokens: Length at which the whole penalty is due.
+        buffer: Tokens before ``max_tokens`` over which the penalty grows; at least 1.
+        factor: The whole penalty, at least 0.
+    """
+    excess = num_tokens - (max_tokens - buffer)
+    return -factor * min(excess / buffer, 1.0) if excess > 0 else 0.0
