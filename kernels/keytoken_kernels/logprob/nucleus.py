@@ -28,6 +28,7 @@ from keytoken_kernels.logprob.tiles import (
     LN_2,
     NUM_WARPS,
     Tile,
+    at_least_0,
     exponent,
     row_totals,
     source_row,
@@ -115,7 +116,7 @@ def kernel(
     e = tl.exp2(d)
     rest = tl.ceil((wanted - above) / e) * e
     mass = above + rest
-    found = (tl.log2(mass) - (weighted + rest * d) / mass) * LN_2
+    found = at_least_0((tl.log2(mass) - (weighted + rest * d) / mass) * LN_2)
     # No such row, or nothing in it: total is NaN in a row with NaN and 0 where every token is banned.
     tl.store(entropy + item, tl.where(exists & (total > 0), found, float("nan")))
 

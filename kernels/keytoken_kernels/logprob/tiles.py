@@ -50,6 +50,12 @@ def exponent(x, scale, reference):
 
 
 @triton.jit
+def at_least_0(x):
+    """Removes the rounding by which a result may fall short of its bound; NaN stays NaN."""
+    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def source_row(rows, item, num_rows):
     """Row of the logits for an output row, and whether it exists (if not: row 0, which must not be used)."""
     row = item.to(tl.int64)

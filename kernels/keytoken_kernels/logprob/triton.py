@@ -23,6 +23,7 @@ from keytoken_kernels.logprob.tiles import (
     LOG2_E,
     NUM_WARPS,
     Tile,
+    at_least_0,
     exponent,
     row_totals,
     source_row,
@@ -58,8 +59,8 @@ def _forward_kernel(
     legal = exists & (label >= 0) & (label < vocab)
     of_label = tl.load(start + label, mask=legal, other=NAN).to(tl.float32)
     log_total = tl.log2(total)
-    tl.store(log_prob + item, (tl.fma(of_label, scale, -top) - log_total) * LN_2)
-    tl.store(entropy + item, tl.where(exists, (log_total - weighted / total) * LN_2, NAN))
+    tl.store(log_prob + item, -at_least_0((log_total - tl.fma(of_label, scale, -top)) * LN_2))
+    tl.store(entropy + item, tl.where(exists, at_least_0((log_total - weighted / total) * LN_2), NAN))
     tl.store(log_sum_exp + item, tl.where(exists, (top + log_total) * LN_2, NAN))
 
 

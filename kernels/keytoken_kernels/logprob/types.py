@@ -12,8 +12,8 @@ class LogProbs:
     """Per-token results, each ``[M]`` in nats; float32, or float64 where the logits are.
 
     Attributes:
-        log_prob: Log-probability of the label.
-        entropy: Entropy of the whole distribution, in [0, log V] up to rounding.
+        log_prob: Log-probability of the label, at most 0.
+        entropy: Entropy of the whole distribution: at least 0, and at most log V up to rounding.
         log_sum_exp: Log of the sum of ``exp(logits / temperature)``, which the gradient needs.
     """
 
