@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
 import sys
 
 import pytest
@@ -49,6 +51,14 @@ def test_kernels_on_a_cpu_need_the_interpreter(interpreter):
     with pytest.raises(ValueError, match=r"op: impl='triton' needs tensors on a GPU.*TRITON_INTERPRET=1"):
         resolve("op", "triton", CPU)
     assert chosen() == {"op": "triton"}
+
+
+def test_the_interpreter_stays_in_this_process():
+    """Runs that tests start are to find the environment that a user has."""
+    pytest.importorskip("triton")
+    assert "TRITON_INTERPRET" not in os.environ
+    program = "import triton; raise SystemExit(triton.knobs.runtime.interpret)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("impl", ["auto", "triton"])
