@@ -1,0 +1,1 @@
+"""Parts of the benchmark of the kernels; ``kernels/benchmarks/gpu.py`` puts them together."""
