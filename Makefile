@@ -21,8 +21,9 @@ lint: setup  ## ruff (lint and format) and mypy
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 
-bench: setup  ## cost of attribution beside plain GRPO, and where the time goes
+bench: setup  ## cost of attribution beside plain GRPO, and of the kernels (on a CPU: their reference)
 	.venv/bin/keytoken bench
+	$(PYTHON) kernels/benchmarks/gpu.py --out outputs/bench
 
 clean:  ## remove caches and build products (not .venv, not runs)
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache
