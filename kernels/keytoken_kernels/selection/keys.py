@@ -138,6 +138,21 @@ def of_signal(which, first, second, third):
 
 
 @triton.jit
+def tile(rows, first, last, start, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """A block of tokens: the rows at places ``first`` to ``last``, the columns from ``start``.
+
+    Returns:
+        Rows [R] and whether they exist, columns [C], and offsets [R, C] and whether they lie inside.
+    """
+    place = first + tl.arange(0, ROWS)
+    exists = place < last
+    row = tl.load(rows + place, mask=exists, other=0)
+    column = start + tl.arange(0, COLUMNS)
+    at = row[:, None] * width + column[None, :]
+    return row, exists, column, at, exists[:, None] & (column < width)[None, :]
+
+
+@triton.jit
 def load_keys(which, signals, mask, row, at, inside, ABSOLUTE: tl.constexpr):
     """Keys of signal ``which`` at the offsets ``at`` [R, C]; EXCLUDED where it has no score.
 

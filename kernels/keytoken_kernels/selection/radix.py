@@ -23,6 +23,7 @@ from keytoken_kernels.selection.keys import (
     of_signal,
     quantile_cut,
     quantile_rank,
+    tile,
     to_score,
 )
 
@@ -152,7 +153,7 @@ def digit_kernel(
     else:
         q, share = of_signal(which, q0, q1, q2), of_signal(which, share0, share1, share2)
         before = histograms + _histogram_of(slot, PASS - 1, num_slots, num_chunks)
-        _, prefix, rank, size, void = _advance(
+        _counts, prefix, rank, size, void = _advance(
             before, state - num_slots * _STATE, num_chunks, q, share, PASS, COUNT, FLOAT_RANKS
         )
         if chunk == 0:
@@ -173,12 +174,8 @@ def digit_kernel(
     begin = tl.load(starts + segment) + chunk * rows_per_chunk
     last = tl.minimum(last, begin + rows_per_chunk)
     for place in range(begin, last, ROWS):
-        exists = place + tl.arange(0, ROWS) < last
-        row = tl.load(rows + place + tl.arange(0, ROWS), mask=exists, other=0)
         for start in range(0, width, COLUMNS):
-            column = start + tl.arange(0, COLUMNS)
-            inside = exists[:, None] & (column < width)[None, :]
-            at = row[:, None] * width + column[None, :]
+            row, _exists, column, at, inside = tile(rows, place, last, start, width, ROWS, COLUMNS)
             key = load_keys(which, signals, mask, row, at, inside, ABSOLUTE)
             stream, candidate = key, key != EXCLUDED
             if PASS > 2:

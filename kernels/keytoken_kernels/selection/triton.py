@@ -22,7 +22,7 @@ from torch import Tensor
 from keytoken_kernels.cases import CompiledCase
 from keytoken_kernels.selection import compiled, radix, reference
 from keytoken_kernels.selection.apply import apply_cuts, row_advantages
-from keytoken_kernels.selection.keys import find_cuts, load_hashes, load_keys, of_signal
+from keytoken_kernels.selection.keys import find_cuts, load_hashes, load_keys, of_signal, tile
 from keytoken_kernels.selection.types import COUNTS, TOTALS, Rule, Segments, Selection, Signal
 
 NARROWEST = 16  # columns of a tile: fewer would only multiply the variants to compile
@@ -65,12 +65,8 @@ def fused_kernel(
 ):
     """Grid (segments): a whole segment in the registers of one program."""
     segment = tl.program_id(0)
-    place = tl.load(starts + segment) + tl.arange(0, ROWS)
-    exists = place < tl.load(starts + segment + 1)
-    row = tl.load(rows + place, mask=exists, other=0)
-    column = tl.arange(0, COLUMNS)
-    inside = exists[:, None] & (column < width)[None, :]
-    at = row[:, None] * width + column[None, :]
+    first, last = tl.load(starts + segment), tl.load(starts + segment + 1)
+    row, exists, column, at, inside = tile(rows, first, last, 0, width, ROWS, COLUMNS)
     signals = (
         (values0, baseline0, applies0), (values1, baseline1, applies1), (values2, baseline2, applies2)
     )
@@ -110,12 +106,8 @@ def threshold_kernel(
     """Grid (segments, signals): one threshold, of a segment that fits into the registers of one program."""
     segment, which = tl.program_id(0), tl.program_id(1)
     radix.clear_counts(counts, totals, segment, which, NUM)
-    place = tl.load(starts + segment) + tl.arange(0, ROWS)
-    exists = place < tl.load(starts + segment + 1)
-    row = tl.load(rows + place, mask=exists, other=0)
-    column = tl.arange(0, COLUMNS)
-    inside = exists[:, None] & (column < width)[None, :]
-    at = row[:, None] * width + column[None, :]
+    first, last = tl.load(starts + segment), tl.load(starts + segment + 1)
+    row, _exists, column, at, inside = tile(rows, first, last, 0, width, ROWS, COLUMNS)
     signals = (
         (values0, baseline0, applies0), (values1, baseline1, applies1), (values2, baseline2, applies2)
     )
@@ -251,15 +243,17 @@ def _launch(
         fused_kernel[(num_segments,)](**search, **result, **_block(rows, columns))
         return
     tile_columns = min(columns, limits.tile)
-    tile = _block(min(rows, limits.tile // tile_columns), tile_columns)
+    block = _block(min(rows, limits.tile // tile_columns), tile_columns)
     if rows * columns <= limits.resident:
-        rows_per_chunk = tile["ROWS"]
+        rows_per_chunk = block["ROWS"]
         found = _find_thresholds(search, result["thresholds"], num_segments, _block(rows, columns))
     else:
-        rows_per_chunk = max(triton.cdiv(widest, limits.chunks), tile["ROWS"])
-        found = _count_digits(search, num_segments, triton.cdiv(widest, rows_per_chunk), rows_per_chunk, tile)
+        rows_per_chunk = max(triton.cdiv(widest, limits.chunks), block["ROWS"])
+        found = _count_digits(
+            search, num_segments, triton.cdiv(widest, rows_per_chunk), rows_per_chunk, block
+        )
     apply_kernel[(num_segments, triton.cdiv(widest, rows_per_chunk))](
-        **search, **result, **found, **tile, rows_per_chunk=rows_per_chunk
+        **search, **result, **found, **block, rows_per_chunk=rows_per_chunk
     )
 
 
@@ -274,7 +268,7 @@ def _find_thresholds(
 
 
 def _count_digits(
-    search: dict[str, Any], num_segments: int, num_chunks: int, rows_per_chunk: int, tile: dict[str, Any]
+    search: dict[str, Any], num_segments: int, num_chunks: int, rows_per_chunk: int, block: dict[str, Any]
 ) -> dict[str, Any]:
     """Launch the passes over the digits; returns where the results lie."""
     num_slots, num_passes = num_segments * search["NUM"], 6 if search["COUNT"] else 3
@@ -289,7 +283,7 @@ def _count_digits(
     }
     for number in range(num_passes):
         radix.digit_kernel[(num_segments, search["NUM"], num_chunks)](
-            **search, **found, **tile, rows_per_chunk=rows_per_chunk, PASS=number
+            **search, **found, **block, rows_per_chunk=rows_per_chunk, PASS=number
         )
     return {**found, "cuts": None, "hash_cuts": None, "RADIX": True}
 
