@@ -43,10 +43,9 @@ def main(arguments: list[str], operators: Operators | None = None) -> int:
         return 2
     kind = machine.device.type
     budget = Budget(options.limit or LIMIT_S[kind])
-    limit_s = budget.left()
 
     def announce(text: str) -> None:
-        print(f"[{limit_s - budget.left():5.0f} s] {text}", file=sys.stderr, flush=True)
+        print(f"[{budget.limit_s - budget.left():5.0f} s] {text}", file=sys.stderr, flush=True)
 
     sizes = _sizes(options.sizes, kind)
     operators = operators or Operators.of("triton" if kind == "cuda" else "reference")

@@ -51,8 +51,8 @@ def cpu_cases(sizes: Sizes) -> list[Case]:
     return [
         logits.forward(sizes, n8, FP32),
         head.views(sizes, n8),
-        head.update(sizes, n8, SELECTED_SHARE),
         *(selection.selection(sizes, sizes.batches[0], scope) for scope in SCOPES),
+        head.update(sizes, n8, SELECTED_SHARE),
         logits.backward(sizes, n8, FP32, SELECTED_SHARE),
         head.worked_example(sizes, n32),
         head.update(sizes, n8, 1.0),

@@ -19,7 +19,7 @@ Announce = Callable[[str], None]
 
 MEMORY_SHARE = 0.9  # of what is free
 SLOW_START_S = 90.0  # torch.compile starts only with so much left
-LAUNCHES_S = 25.0  # kept for counting launches at the end
+LAUNCHES_SHARE = 0.05  # of the limit, kept for counting launches at the end
 
 
 @dataclass(slots=True)
@@ -68,7 +68,7 @@ def count_launches(rows: list[Row], setting: Setting, budget: Budget, announce: 
     """Fill in ``launches`` of the rows with a timing, as far as the time goes."""
     for case in dict.fromkeys(row.case for row in rows if row.timing):
         measured = [row for row in rows if row.case is case and row.timing is not None]
-        if budget.left() < 5 + 3 * sum(row.timing.median_ms for row in measured if row.timing) / 1000:
+        if budget.left() < 3 * sum(row.timing.median_ms for row in measured if row.timing) / 1000:
             continue
         announce(f"launches: {case.name}")
         calls = case.prepare(setting)
@@ -82,7 +82,7 @@ def count_launches(rows: list[Row], setting: Setting, budget: Budget, announce: 
 
 def _obstacle(case: Case, setting: Setting, budget: Budget) -> str:
     """Why the case cannot start, if so."""
-    if budget.left() < case.seconds + LAUNCHES_S * (setting.machine.device.type == "cuda"):
+    if budget.left() < case.seconds + LAUNCHES_SHARE * budget.limit_s:
         return "no time left"
     free = setting.machine.free_bytes()
     if case.needs_bytes > MEMORY_SHARE * free:

@@ -37,6 +37,7 @@ class Budget:
     """Seconds left of a limit that starts now."""
 
     def __init__(self, limit_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.limit_s = limit_s
         self._clock = clock
         self._end = clock() + limit_s
 
