@@ -25,7 +25,7 @@ LAYERS = (
     ("loss_rules",),
     ("data",),
     ("attribution", "losses", "rewards"),
-    ("schema", "loss_config", "block", "fields", "checks", "errors"),
+    ("schema", "loss_config", "view_config", "block", "fields", "checks", "errors"),
 )
 PURE = {*LAYERS[-2], *LAYERS[-1]}
 PURE_MAY_IMPORT = {"torch", "numpy", "keytoken"} | sys.stdlib_module_names

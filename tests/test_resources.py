@@ -12,13 +12,23 @@ from keytoken.errors import ConfigurationError
 from keytoken.resources import num_slots, runs_here, validate_files
 
 
+def method(visual_ratio: float) -> dict[str, Any]:
+    selection = {"score_sign": "signed", "scope": "group", "temporal_ratio": 0.0, "entropy_ratio": 0.2}
+    loss = {"normalizer": "all", "level": "response", "mask_kl": False, "kl_coef": 0.0, "kl_clamp": "verl"}
+    return {
+        "name": "video_ktr",
+        "selection": {**selection, "visual_ratio": visual_ratio},
+        "loss": {**loss, "clip_low": None, "clip_high": None},
+    }
+
+
 def slots(**changes: Any) -> int:
     config = {
         "trainer": {"nnodes": 2, "n_gpus_per_node": 4},
         "actor_rollout_ref": {"hybrid_engine": False, "rollout": {"nnodes": 1, "n_gpus_per_node": 3}},
         "keytoken": {
             "attribution": {"placement": "pool", "num_workers": 5},
-            "method": {"selection": {"visual_ratio": 0.2, "temporal_ratio": 0.0}},
+            "method": method(visual_ratio=0.2),
         },
     }
     merged = OmegaConf.create(config)
@@ -32,6 +42,7 @@ def test_slots_are_counted_over_the_pools_that_exist() -> None:
     assert slots(keytoken__attribution__placement="actor") == 8 + 3
     assert slots(keytoken__method__selection=None) == 8 + 3
     assert slots(keytoken__method__selection__visual_ratio=0.0) == 8 + 3
+    assert slots(keytoken__method__selection=None, keytoken__method__loss__perception_coef=0.01) == 8 + 3 + 5
     assert slots(actor_rollout_ref__hybrid_engine=True) == 8 + 5
 
 

@@ -41,6 +41,11 @@ BROKEN: dict[str, list[tuple[dict[str, Any], list[str]]]] = {
         ({"keytoken.method.name": "video_krt"}, ["keytoken.method.name=video_krt", "mean 'video_ktr'?"]),
         ({"keytoken.method.name": "grpo"}, ["keytoken.method.name=grpo", "keytoken.method.selection=null"]),
     ],
+    "_views": [
+        ({"keytoken.method.view.visual": "blakened"}, ["view.visual=blakened", "mean 'blackened'?"]),
+        ({"keytoken.method.view.visual": "frozen"}, ["visual=frozen is a temporal view", "masked, blank"]),
+        ({"keytoken.method.view.temporal": "masked"}, ["temporal=masked is a visual view", "shuffled"]),
+    ],
     "_sampling": [
         ({"keytoken.sampling.max_frame": 8}, ["keytoken.sampling.max_frame", "mean 'max_frames'?"]),
         ({"keytoken.sampling.fps": "two"}, ["keytoken.sampling.fps is 'two'", "number"]),

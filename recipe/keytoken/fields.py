@@ -45,8 +45,15 @@ FIELDS = (
 )
 
 PASS_OUTPUTS = tuple(field.name for field in FIELDS if field.written_by == _PASSES)
-# What each counterfactual view adds to them.
-VIEW_OUTPUTS = {
-    "masked": (MASKED_LOG_PROB, HAS_VISUAL),
-    "shuffled": (SHUFFLED_LOG_PROB, HAS_TEMPORAL, STATIC_CLIP),
-}
+# Of the two first views, whose "applies" says something of the prompt itself.
+_APPLIES = {"masked": HAS_VISUAL, "shuffled": HAS_TEMPORAL}
+
+
+def view_outputs(view: str) -> tuple[str, str]:
+    """The fields that the pass of a view adds.
+
+    Returns:
+        The name of the log-probs under the view, [B, T] in nats, equal to the real ones in rows that have no
+        such view, and the name of "applies", [B], 0 or 1: whether the row has it.
+    """
+    return f"attribution_log_prob_{view}", _APPLIES.get(view, f"attribution_has_{view}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from keytoken.errors import ConfigurationError
+from keytoken.schema import MethodConfig
 
 
 def validate_files(config: DictConfig) -> None:
@@ -49,11 +50,11 @@ def num_slots(config: DictConfig) -> int:
     rollout = config.actor_rollout_ref.rollout
     if not config.actor_rollout_ref.hybrid_engine:
         slots += rollout.nnodes * rollout.n_gpus_per_node
-    if config.keytoken.attribution.placement == "pool" and _has_views(config):
+    if config.keytoken.attribution.placement == "pool" and _views(config):
         slots += config.keytoken.attribution.num_workers
     return int(slots)
 
 
-def _has_views(config: DictConfig) -> bool:
-    selection = config.keytoken.method.selection
-    return selection is not None and max(selection.visual_ratio, selection.temporal_ratio) > 0
+def _views(config: DictConfig) -> tuple[str, ...]:
+    method = OmegaConf.to_container(config.keytoken.method, resolve=True)
+    return MethodConfig.from_mapping(method).views  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from typing import Literal
 
 from keytoken.block import ROOT, Block, check_choices, require, unknown_name
 from keytoken.loss_config import LossConfig
+from keytoken.view_config import ViewConfig
 
 __all__ = [
     "AttributionConfig",
@@ -22,6 +23,7 @@ __all__ = [
     "LossConfig",
     "MethodConfig",
     "SelectionConfig",
+    "ViewConfig",
     "unknown_name",
 ]
 
@@ -74,6 +76,7 @@ class MethodConfig(Block):
         name: A key of :data:`keytoken.attribution.methods.METHODS`.
         selection: Null keeps every token: the plain baseline with this method's loss.
         loss: The policy loss.
+        view: What the visual and the temporal signal are compared with.
         positions: Positions in the masked view. ``kept`` leaves the remaining tokens where they were;
             ``compressed`` renumbers them from 0, as the published Video-KTR code does in effect.
         advantage_epsilon: Added to the group's standard deviation of rewards.
@@ -82,6 +85,7 @@ class MethodConfig(Block):
     name: str
     selection: SelectionConfig | None
     loss: LossConfig
+    view: ViewConfig = dataclasses.field(default_factory=ViewConfig)
     positions: Literal["kept", "compressed"] = "kept"
     advantage_epsilon: float = 1e-6
 
@@ -92,14 +96,22 @@ class MethodConfig(Block):
             0.0 < self.advantage_epsilon < 1.0,
             f"{where}.advantage_epsilon is {self.advantage_epsilon}; use a small number such as 1e-6.",
         )
+        require(
+            self.positions == "kept" or self.view.visual == "masked",
+            f"{where}.positions={self.positions} is of the view masked, but {where}.view.visual is "
+            f"{self.view.visual}; set {where}.positions=kept.",
+        )
 
     @property
     def views(self) -> tuple[str, ...]:
-        """Counterfactual passes that selection and loss need: a subset of ``("masked", "shuffled")``."""
+        """Counterfactual passes that selection and loss need: a subset of the two that ``view`` names."""
         visual = self.selection.visual_ratio if self.selection else 0.0
         temporal = self.selection.temporal_ratio if self.selection else 0.0
-        needed = {"masked": visual > 0.0 or self.loss.perception_coef > 0.0, "shuffled": temporal > 0.0}
-        return tuple(view for view, wanted in needed.items() if wanted)
+        needed = (
+            (self.view.visual, visual > 0.0 or self.loss.perception_coef > 0.0),
+            (self.view.temporal, temporal > 0.0),
+        )
+        return tuple(view for view, wanted in needed if wanted)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,7 +122,7 @@ class AttributionConfig(Block):
         placement: ``pool``: an own worker group on its own resource pool; ``actor``: in the actor workers.
         num_workers: World size of the attribution group. Used by ``pool`` only.
         micro_batch_size: Responses of one forward pass on one worker.
-        shuffle_seed: Seed of the frame permutations, one for each prompt.
+        shuffle_seed: Seed of what views draw: orders of frames, squares to blacken.
         check_base: Score the real view in the attribution group as well, take it as the real side of every
             difference and compare it with the actor's old log-probs. When false the actor's log-probs are
             the real side, which is exact in float32 only.

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from omegaconf import DictConfig, OmegaConf
 
 from keytoken.attribution.methods import METHODS
+from keytoken.attribution.views import VIEWS
 from keytoken.data.contract import SamplingContract
 from keytoken.errors import ConfigurationError
 from keytoken.loss_rules import LOSS_RULES, SEPARATE, updates_of_a_batch
@@ -118,6 +119,17 @@ def _method(config: DictConfig, keytoken: KeyTokenConfig) -> None:
             "keytoken.method.name=grpo weighs all tokens alike, but keytoken.method.selection is set; use "
             "keytoken.method.selection=null, or method=video_ktr."
         )
+
+
+def _views(config: DictConfig, keytoken: KeyTokenConfig) -> None:
+    choice = keytoken.method.view
+    for kind, name in (("visual", choice.visual), ("temporal", choice.temporal)):
+        key = f"keytoken.method.view.{kind}={name}"
+        fitting = [known for known, view in VIEWS.items() if view.kind == kind]
+        if name not in VIEWS:
+            raise ConfigurationError(unknown_name(f"view {key}", name, fitting, f"{kind} views"))
+        if name not in fitting:
+            raise ConfigurationError(f"{key} is a {VIEWS[name].kind} view; use one of {', '.join(fitting)}.")
 
 
 def _sampling(config: DictConfig, keytoken: KeyTokenConfig) -> None:
@@ -321,6 +333,7 @@ def _attribution_rows(config: DictConfig, keytoken: KeyTokenConfig) -> None:
 
 RULES: tuple[Callable[[DictConfig, KeyTokenConfig], None], ...] = (
     _method,
+    _views,
     _sampling,
     _mode,
     _weight_transport,

@@ -37,6 +37,8 @@ method.loss.mask_kl method.loss.normalizer method.loss.objective method.loss.per
 method.loss.perception_coef method.name method.positions
 method.selection.entropy_ratio method.selection.floor method.selection.scope method.selection.score_sign
 method.selection.temporal_ratio method.selection.visual_ratio
+method.view.blackened.p method.view.blackened.per method.view.blackened.size
+method.view.temporal method.view.visual
 run_dir
 sampling.fps sampling.max_frames sampling.max_pixels sampling.min_frames sampling.min_pixels
 seed

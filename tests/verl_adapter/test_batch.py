@@ -57,8 +57,8 @@ def stored(monkeypatch: pytest.MonkeyPatch) -> TensorDict:
 
 
 KEYS = ["b_0_0", "b_1_0", "a_0_0", "a_1_0"]
-VIEWS = (*fields.VIEW_OUTPUTS["masked"], *fields.VIEW_OUTPUTS["shuffled"])
-OUTPUTS = (fields.REAL_LOG_PROB, *VIEWS, fields.VERSION)
+VIEWS = (*fields.view_outputs("masked"), *fields.view_outputs("shuffled"))
+OUTPUTS = (fields.REAL_LOG_PROB, *VIEWS, fields.STATIC_CLIP, fields.VERSION)
 
 
 def test_the_order_does_not_depend_on_arrival() -> None:

@@ -245,12 +245,16 @@ def frame_order(
     encoder: Encoder, mixed: dict[str, Example], run_config: Any, vision_ids: tuple[int, int]
 ) -> tuple[int, ...]:
     """The order of the video's frames for which the processor gives the pixels of the shuffled view."""
-    from keytoken.workers.attribution import VisionFormat, shuffled_row
+    from keytoken.attribution.views import ViewContext, VisionFormat
+    from keytoken.workers.attribution import view_row
     from keytoken.workers.rows import rows_of
 
     (clip,) = mixed["video"].clips
     (row,) = rows_of(batch_of_examples([mixed["video"]]))
-    view = shuffled_row(row, VisionFormat(vision_ids, 2), run_config.keytoken.attribution.shuffle_seed)
+    context = ViewContext(
+        vision=VisionFormat(vision_ids, 2), seed=run_config.keytoken.attribution.shuffle_seed
+    )
+    view = view_row(row, "shuffled", context)
     assert view is not None
     fitting = [
         order

@@ -11,10 +11,10 @@ import torch
 from tensordict import TensorDict
 
 from keytoken import fields
+from keytoken.attribution.views import VIEWS, ModelInput, View, ViewContext, VisionFormat, permute_frames
 from keytoken.errors import InertViewError, NonFiniteError
-from keytoken.workers import attribution
-from keytoken.workers.attribution import VisionFormat, changing_order, masked_row, score_views, shuffled_row
-from keytoken.workers.rows import Row, rows_of
+from keytoken.workers.attribution import score_views, view_row
+from keytoken.workers.rows import rows_of
 
 TOLERANCE = {"atol": 1e-5, "rtol": 0.0}
 MOVING = ("video", "same video", "empty answer", "two videos", "image and video")
@@ -47,8 +47,8 @@ def data(mixed: dict[str, Any], as_batch: Callable[..., TensorDict]) -> TensorDi
 
 
 @pytest.fixture(scope="module")
-def vision(vision_ids: tuple[int, int]) -> VisionFormat:
-    return VisionFormat(vision_ids, temporal_patch_size=2)
+def context(vision_ids: tuple[int, int]) -> ViewContext:
+    return ViewContext(vision=VisionFormat(vision_ids, temporal_patch_size=2))
 
 
 @pytest.mark.parametrize(("positions", "size"), [("kept", 16), ("kept", 1), ("compressed", 4)])
@@ -124,10 +124,10 @@ def test_a_view_that_changes_nothing_scores_nothing(
 ) -> None:
     """The identity forced upon the shuffled pass: other micro-batches, the same input."""
 
-    def unchanged(row: Row, *_: Any) -> Row | None:
-        return row if "video_grid_thw" in row.media else None
+    def unchanged(inputs: ModelInput, _: ViewContext) -> ModelInput | None:
+        return inputs if "video_grid_thw" in inputs.media else None
 
-    monkeypatch.setattr(attribution, "shuffled_row", unchanged)
+    monkeypatch.setitem(VIEWS, "shuffled", View(kind="temporal", build=unchanged))
     output = run(worker, data, size=4)
     real, shuffled = output[fields.REAL_LOG_PROB].values(), output[fields.SHUFFLED_LOG_PROB].values()
     torch.testing.assert_close(shuffled, real, **TOLERANCE)
@@ -137,12 +137,12 @@ def test_a_view_that_changes_nothing_scores_nothing(
 def test_frames_that_are_all_alike_score_nothing_even_when_shuffled(
     worker: Any, mixed: dict[str, Any], as_batch: Callable[..., TensorDict], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def forced(row: Row, *_: Any) -> Row:
-        grid, pixels = row.media["video_grid_thw"], row.media["pixel_values_videos"]
-        moved = attribution.permute_frames(pixels, grid, [(3, 1, 0, 2)], 2)
-        return dataclasses.replace(row, media={**row.media, "pixel_values_videos": moved})
+    def forced(inputs: ModelInput, _: ViewContext) -> ModelInput:
+        grid, pixels = inputs.media["video_grid_thw"], inputs.media["pixel_values_videos"]
+        moved = permute_frames(pixels, grid, [(3, 1, 0, 2)], 2)
+        return dataclasses.replace(inputs, media={**inputs.media, "pixel_values_videos": moved})
 
-    monkeypatch.setattr(attribution, "shuffled_row", forced)
+    monkeypatch.setitem(VIEWS, "shuffled", View(kind="temporal", build=forced))
     output = run(worker, as_batch([mixed["static"], mixed["video"]]), size=1)
     still, moving = (
         (output[fields.REAL_LOG_PROB][index] - output[fields.SHUFFLED_LOG_PROB][index]).abs().max()
@@ -171,14 +171,14 @@ def test_without_the_real_view_only_the_views_are_scored(
 def test_a_placeholder_in_an_answer_stays_in_the_masked_view(
     worker: Any,
     encoder: Any,
-    vision: VisionFormat,
+    context: ViewContext,
     as_batch: Callable[..., TensorDict],
     vision_ids: tuple[int, int],
     answer: list[int],
 ) -> None:
     example = encoder.example("p0", [5, vision_ids[1], *answer], images=[encoder.noise(1)[0]])
     (row,) = rows_of(as_batch([example]))
-    view = masked_row(row, vision, "kept")
+    view = view_row(row, "masked", context)
     assert view is not None
     assert view.answer_ids.tolist() == [5, vision_ids[1], *answer]
     assert not torch.isin(view.input_ids[: view.prompt_length], torch.tensor(vision_ids)).any()
@@ -203,51 +203,6 @@ def test_a_bad_weight_names_the_pass(worker: Any, engine: Any, data: TensorDict)
         run(worker, data)
     with pytest.raises(NonFiniteError, match=r"The masked pass .* token 0 .* row 0 \(prompt p0\)"):
         run(worker, data, check_base=False)
-
-
-def pixels_of(encoder: Any, clip: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    pixels = encoder.pixels([clip])
-    return pixels, torch.tensor([[-(-len(clip) // 2), 4, 4]])
-
-
-def test_every_order_changes_a_clip_that_can_change(encoder: Any) -> None:
-    """Three equal frames and another: of 24 orders only 18 change anything."""
-    first, last = encoder.noise(2)
-    pixels, grid = pixels_of(encoder, torch.stack([first, first, first, last]))
-    for number in range(40):
-        order = changing_order(pixels, grid, 2, seed=0, key=f"p{number}")
-        assert order is not None
-        assert order[3] != 3
-
-
-def test_a_last_frame_that_fills_its_patch_is_no_order(encoder: Any) -> None:
-    """The processor repeats the third frame of three; to exchange the two is to do nothing."""
-    pixels, grid = pixels_of(encoder, encoder.noise(3))
-    orders = {changing_order(pixels, grid, 2, seed=0, key=f"p{number}") for number in range(200)}
-    assert (0, 1, 3, 2) not in orders
-    assert len(orders) == 22  # 24 but the identity and that one
-
-
-def test_static_clips_have_no_order(encoder: Any) -> None:
-    still = encoder.noise(1)
-    for clip in (still, still.expand(2, -1, -1, -1), still.expand(6, -1, -1, -1)):
-        assert changing_order(*pixels_of(encoder, clip), 2, seed=0, key="p") is None
-
-
-def test_orders_depend_on_prompt_and_seed_only(
-    mixed: dict[str, Any], as_batch: Callable[..., TensorDict], vision: VisionFormat
-) -> None:
-    video = mixed["empty answer"]  # eight frames: two orders are equal by chance once in 40000
-
-    def pixels(uid: str, seed: int) -> torch.Tensor:
-        (row,) = rows_of(as_batch([dataclasses.replace(video, uid=uid)]))
-        view = shuffled_row(row, vision, seed)
-        assert view is not None
-        return view.media["pixel_values_videos"]
-
-    assert torch.equal(pixels("a", 0), pixels("a", 0))
-    assert not torch.equal(pixels("a", 0), pixels("b", 0))
-    assert not torch.equal(pixels("a", 0), pixels("a", 1))
 
 
 @pytest.mark.usefixtures("engine")

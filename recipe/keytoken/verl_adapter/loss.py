@@ -17,7 +17,12 @@ from keytoken.verl_adapter.compat import AggregationType, Metric, no_padding_2_p
 
 
 def token_weighted_loss(
-    model_output: dict[str, Any], data: TensorDict, dp_group: Any = None, *, config: LossConfig
+    model_output: dict[str, Any],
+    data: TensorDict,
+    dp_group: Any = None,
+    *,
+    config: LossConfig,
+    view: str = "masked",
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """The loss of one micro-batch, scaled so that verl's average over ranks gives the whole mini-batch.
 
@@ -26,6 +31,7 @@ def token_weighted_loss(
         data: the micro-batch, with the fields of :mod:`keytoken.fields`.
         dp_group: unused; verl passes it to every loss.
         config: objective, denominators, clipping and the other terms.
+        view: the counterfactual view of the perception term.
 
     Returns:
         The scalar loss and its metrics.
@@ -35,7 +41,7 @@ def token_weighted_loss(
     totals = LossTotals(**_totals(data))
     names = ["response_mask", "old_log_probs", "advantages", fields.TOKEN_WEIGHT]
     names += ["ref_log_prob"] if config.kl_coef > 0.0 else []
-    names += fields.VIEW_OUTPUTS["masked"] if config.perception_coef > 0.0 else []
+    names += fields.view_outputs(view) if config.perception_coef > 0.0 else []
     padded = data.select(*names).to_padded_tensor()
     result = policy_loss(
         log_prob=log_prob,
@@ -45,20 +51,20 @@ def token_weighted_loss(
         mask=padded["response_mask"].bool(),
         config=config,
         ref_log_prob=padded["ref_log_prob"] if config.kl_coef > 0.0 else None,
-        masked_log_prob=_masked_log_prob(padded, log_prob) if config.perception_coef > 0.0 else None,
+        masked_log_prob=_view_log_prob(padded, log_prob, view) if config.perception_coef > 0.0 else None,
         totals=totals,
     )
     return result.loss * num_ranks, _metrics(result, num_ranks)
 
 
-def _masked_log_prob(padded: TensorDict, log_prob: torch.Tensor) -> torch.Tensor:
-    """[B, T] log-probs of the masked view; the current ones, which change nothing, without anything to mask.
+def _view_log_prob(padded: TensorDict, log_prob: torch.Tensor, view: str) -> torch.Tensor:
+    """[B, T] log-probs of the view; the current ones, which change nothing, in rows that have no such view.
 
     For those rows the passes write the log-probs of the old policy, from which later updates of the same
     batch would be pushed away.
     """
-    has_visual = padded[fields.HAS_VISUAL].bool()[:, None]
-    return torch.where(has_visual, padded[fields.MASKED_LOG_PROB], log_prob.detach())
+    view_log_prob, applies = (padded[name] for name in fields.view_outputs(view))
+    return torch.where(applies.bool()[:, None], view_log_prob, log_prob.detach())
 
 
 def _totals(data: TensorDict) -> dict[str, float]:

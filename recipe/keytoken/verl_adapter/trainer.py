@@ -85,7 +85,10 @@ class AttributionSteps(_Trainer):
         self.actor_rollout_wg.set_keytoken(self.keytoken)
         if self.use_reference_policy:
             self.ref_policy_wg.set_keytoken(self.keytoken)
-        self.actor_rollout_wg.set_loss_fn(partial(token_weighted_loss, config=self.keytoken.method.loss))
+        method = self.keytoken.method
+        self.actor_rollout_wg.set_loss_fn(
+            partial(token_weighted_loss, config=method.loss, view=method.view.visual)
+        )
         self.attribution_wg = self.actor_rollout_wg
         if self._own_pool:
             self.attribution_wg = self._start_attribution_group()
@@ -224,5 +227,5 @@ def _outputs_of(keytoken: KeyTokenConfig) -> tuple[str, ...]:
     if not keytoken.method.views:
         return ()
     real = (fields.REAL_LOG_PROB,) if keytoken.attribution.check_base else ()
-    views = (name for view in keytoken.method.views for name in fields.VIEW_OUTPUTS[view])
-    return (fields.VERSION, fields.PASS_SECONDS, *real, *views)
+    views = (name for view in keytoken.method.views for name in fields.view_outputs(view))
+    return (fields.VERSION, fields.PASS_SECONDS, fields.STATIC_CLIP, *real, *views)

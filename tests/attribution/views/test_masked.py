@@ -1,26 +1,18 @@
-"""Views against what they stand for: a forward pass with hidden tokens, and the processor on other frames."""
+"""The masked view against a forward pass whose attention mask hides the vision tokens."""
 
 from __future__ import annotations
 
-import collections
 import itertools
 from typing import Any
 
 import pytest
 import torch
 
-from keytoken.attribution.views import (
-    drop_vision_tokens,
-    frame_permutation,
-    is_static,
-    masked_views,
-    permute_frames,
-)
-from keytoken.errors import DataError, InertViewError
+from keytoken.attribution.views import drop_vision_tokens, masked_views
+from keytoken.errors import InertViewError
 
 START, END, IMAGE, VIDEO = 3, 4, 5, 6  # ids of the tiny vocabulary
 PADS = {IMAGE, VIDEO}
-GOLDEN_ORDER = (7, 6, 1, 3, 4, 0, 2, 5)  # frame_permutation(8, 0, "clip-17")
 
 
 def sequence() -> tuple[torch.Tensor, torch.Tensor, int]:
@@ -144,96 +136,3 @@ def test_masked_view_equals_a_forward_with_hidden_vision_tokens() -> None:
     torch.testing.assert_close(dropped, hidden, rtol=1e-5, atol=1e-5)
     assert float((seen - hidden).abs().max()) > 1e-2  # the video matters to this model
     assert float((moved - hidden).abs().max()) > 1e-2  # and so do positions
-
-
-@pytest.mark.parametrize("num_frames", [2, 3, 4, 16])
-def test_permutations_are_stable_and_never_the_identity(num_frames: int) -> None:
-    orders = [frame_permutation(num_frames, 7, f"prompt-{key}") for key in range(300)]
-    assert orders == [frame_permutation(num_frames, 7, f"prompt-{key}") for key in range(300)]
-    identity = tuple(range(num_frames))
-    for order in orders:
-        assert order is not None and order != identity and tuple(sorted(order)) == identity
-
-
-def test_permutations_do_not_depend_on_the_process() -> None:
-    """Python randomises hash() of strings for each process; these values must not move."""
-    assert frame_permutation(8, 0, "clip-17") == GOLDEN_ORDER
-    assert frame_permutation(8, 1, "clip-17") != GOLDEN_ORDER
-    assert frame_permutation(8, 0, "clip-18") != GOLDEN_ORDER
-
-
-def test_permutations_are_uniform_over_all_but_the_identity() -> None:
-    counts = collections.Counter(frame_permutation(3, 0, key) for key in range(5000))
-    assert len(counts) == 5
-    assert all(abs(count - 1000) < 5 * 28.3 for count in counts.values())  # 5 standard deviations
-
-
-@pytest.mark.parametrize("num_frames", [0, 1])
-def test_clips_without_an_order_have_no_permutation(num_frames: int) -> None:
-    assert frame_permutation(num_frames, 0, "clip") is None
-
-
-def process(clips: list[torch.Tensor], temporal_patch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Patches and grid by the processor of Hugging Face; frames are multiples of 28 already."""
-    transformers = pytest.importorskip("transformers")
-    processor = transformers.Qwen2VLVideoProcessor(
-        temporal_patch_size=temporal_patch_size, min_pixels=28 * 28, max_pixels=56 * 84
-    )
-    output = processor(videos=clips, do_sample_frames=False, return_tensors="pt")
-    return output["pixel_values_videos"], output["video_grid_thw"]
-
-
-@pytest.mark.parametrize("temporal_patch_size", [2, 3])
-@pytest.mark.parametrize("num_frames", [2, 3, 4, 7, 8])
-def test_permuting_patches_equals_processing_permuted_frames(
-    num_frames: int, temporal_patch_size: int
-) -> None:
-    """Bit for bit, for even and odd frame counts, two clips of different sizes in one batch."""
-    clips = [
-        torch.randint(0, 256, (num_frames, 3, 56, 84), dtype=torch.uint8),
-        torch.randint(0, 256, (5, 3, 28, 56), dtype=torch.uint8),
-    ]
-    orders = [frame_permutation(len(clip), 0, key) for key, clip in enumerate(clips)]
-    shuffled = [clip[list(order)] for clip, order in zip(clips, orders, strict=True) if order is not None]
-    pixels, grid = process(clips, temporal_patch_size)
-    expected, _ = process(shuffled, temporal_patch_size)
-    ours = permute_frames(pixels, grid, orders, temporal_patch_size)
-    assert torch.equal(ours, expected)
-    assert not torch.equal(ours, pixels)
-    first = int(grid[0].prod())
-    only_second = permute_frames(pixels, grid, [None, orders[1]], temporal_patch_size)
-    assert torch.equal(only_second[:first], pixels[:first])
-    assert torch.equal(only_second[first:], expected[first:])
-
-
-def test_a_clip_of_equal_frames_is_static_but_not_an_error() -> None:
-    pixels, grid = process(
-        [torch.randint(0, 256, (1, 3, 56, 56), dtype=torch.uint8).expand(4, -1, -1, -1)], 2
-    )
-    assert is_static(pixels, permute_frames(pixels, grid, [(1, 0, 3, 2)]))
-    moving, grid = process([torch.randint(0, 256, (4, 3, 56, 56), dtype=torch.uint8)], 2)
-    assert not is_static(moving, permute_frames(moving, grid, [(1, 0, 3, 2)]))
-
-
-@pytest.mark.parametrize(
-    ("orders", "error", "message"),
-    [
-        ([(0, 1, 2, 3)], InertViewError, "identity"),
-        ([None], InertViewError, "has_temporal=False"),
-        ([(1, 0)], DataError, "does not fit video 0"),
-        ([(1, 0, 2, 3, 4)], DataError, "does not fit video 0"),
-        ([(1, 1, 2, 3)], DataError, "does not fit video 0"),
-        ([(1, 0, 2, 3), (1, 0)], DataError, "2 frame orders"),
-    ],
-)
-def test_orders_that_cannot_work_are_refused(orders: Any, error: type[Exception], message: str) -> None:
-    pixels = torch.randn(2 * 16, 1176)
-    with pytest.raises(error, match=message):
-        permute_frames(pixels, torch.tensor([[2, 4, 4]]), orders)
-
-
-def test_pixels_of_another_batch_are_refused() -> None:
-    with pytest.raises(DataError, match="33 patches"):
-        permute_frames(torch.randn(33, 1176), torch.tensor([[2, 4, 4]]), [(1, 0, 2, 3)])
-    with pytest.raises(DataError, match="1175 values"):
-        permute_frames(torch.randn(32, 1175), torch.tensor([[2, 4, 4]]), [(1, 0, 2, 3)])
