@@ -8,13 +8,13 @@ objective changes a ratio or a bound because of a weight. ``clipped`` says where
 With weights of 1 each equals verl's function of the same name (verl 0.9.1, trainer/ppo/core_algos.py) under
 the ``loss_agg_mode`` that goes with the denominator:
 
-    ==========  =========  ===========================
+    ==========  ==========  ===========================
     level       normalizer  verl
-    ==========  =========  ===========================
+    ==========  ==========  ===========================
     batch       all        ``token-mean``
     response    all        ``seq-mean-token-mean``
     response    constant   ``seq-mean-token-sum-norm``
-    ==========  =========  ===========================
+    ==========  ==========  ===========================
 """
 
 from __future__ import annotations

@@ -64,8 +64,9 @@ def policy_loss(
     """The loss of one batch, or of one part of it.
 
     The entropy penalty, eta times -mean log p, is VPPO's (0.06) and one of PAPO's two: it makes what was
-    sampled more likely. PAPO adds the same for the masked view, which its code scores without a gradient: a
-    constant, left out here.
+    sampled more likely. Over the samples of the current policy its gradient is 0 in expectation, so it acts
+    through the finite sample and the later updates of a batch. PAPO adds the same for the masked view, which
+    its code scores without a gradient: a constant, left out here.
 
     Args:
         log_prob: [B, T] current policy, with a gradient, nats. Padding may hold anything, as everywhere.
