@@ -11,9 +11,9 @@ the ``loss_agg_mode`` that goes with the denominator:
     ==========  ==========  ===========================
     level       normalizer  verl
     ==========  ==========  ===========================
-    batch       all        ``token-mean``
-    response    all        ``seq-mean-token-mean``
-    response    constant   ``seq-mean-token-sum-norm``
+    batch       all         ``token-mean``
+    response    all         ``seq-mean-token-mean``
+    response    constant    ``seq-mean-token-sum-norm``
     ==========  ==========  ===========================
 """
 
