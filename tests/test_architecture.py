@@ -28,7 +28,7 @@ LAYERS = (
     ("schema", "loss_config", "view_config", "block", "fields", "checks", "errors"),
 )
 PURE = {*LAYERS[-2], *LAYERS[-1]}
-PURE_MAY_IMPORT = {"torch", "numpy", "keytoken"} | sys.stdlib_module_names
+PURE_MAY_IMPORT = {"torch", "numpy", "keytoken", "keytoken_kernels"} | sys.stdlib_module_names
 REWARDS_MAY_IMPORT = {"rouge_score", "jiwer", "rapidfuzz"}  # text distances
 ONLY_THE_ADAPTER_IMPORTS = {"verl", "ray", "vllm", "transfer_queue"}
 ADAPTER = {"verl_adapter", "workers"}

@@ -1,17 +1,12 @@
-"""Weights are one on what is selected and zero in padding."""
+"""Weights without a selection are the mask."""
 
 from __future__ import annotations
 
 import torch
 
-from keytoken.attribution.weights import hard_weights, keep_all
+from keytoken.attribution.weights import keep_all
 
 MASK = torch.tensor([[True, True, False], [True, False, False]])
-
-
-def test_hard_weights_never_leave_the_mask() -> None:
-    selected = torch.tensor([[True, False, True], [True, False, False]])
-    assert hard_weights(selected, MASK).tolist() == [[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]
 
 
 def test_keep_all_is_the_mask() -> None:

@@ -1,12 +1,13 @@
 """Scores of single tokens: how much each one depended on the video and on the order of its frames.
 
 Source: Video-KTR (arXiv 2601.19686), definitions of the visual and temporal dependence. The paper takes
-absolute differences, the published code signed ones; here the sign is an option.
+absolute differences, the published code signed ones; here the sign is an option. The differences themselves
+are taken by :func:`keytoken_kernels.selection.select`, in float32 also for half-precision log-probs.
 """
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -14,94 +15,70 @@ import torch
 from keytoken.attribution.types import Signals
 from keytoken.checks import require_finite
 from keytoken.errors import ConfigurationError
-from keytoken.schema import SelectionConfig
+from keytoken_kernels.selection import Signal
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Score:
-    """One signal of a batch.
-
-    Attributes:
-        values: [B, T] float in nats, 0 where ``valid`` is false.
-        valid: [B, T] bool, answer tokens for which the signal exists.
-    """
-
-    values: torch.Tensor
-    valid: torch.Tensor
+# Name of each signal: what its values are, and what they are compared with.
+SOURCES = {
+    "visual": ("log-probs of the real view", "log-probs of the masked view"),
+    "temporal": ("log-probs of the real view", "log-probs of the shuffled view"),
+    "entropy": ("entropy of the real view", None),
+}
 
 
 def dependence(
-    logp: torch.Tensor,
-    logp_view: torch.Tensor,
-    mask: torch.Tensor,
-    applies: torch.Tensor,
+    signals: Signals,
+    name: Literal["visual", "temporal"],
+    ratio: float,
     sign: Literal["signed", "absolute"],
-    view: str,
-) -> Score:
+    weight: float = 1.0,
+) -> Signal:
     """Difference of log-probs between the real input and a counterfactual view.
 
     A view that gives exactly the same log-probs scores 0: whether a view's *input* changed is checked where
-    it is built (:mod:`keytoken.attribution.views`), not here.
+    it is built (:mod:`keytoken.attribution.views`), not here. Images have no temporal score, text has
+    neither: rows of a view that do not apply are never read.
 
     Args:
-        logp: [B, T] log-probs under the real input, nats.
-        logp_view: [B, T] log-probs of the same tokens under the view, nats.
-        mask: [B, T] bool, answer tokens.
-        applies: [B] bool, responses that the view exists for; other rows of ``logp_view`` are not read.
+        signals: The log-probs.
+        name: "visual" for the view without vision tokens, "temporal" for the one with shuffled frames.
+        ratio: Share of tokens to select, above 0.
         sign: "signed" for log p(real) - log p(view), "absolute" for its magnitude.
-        view: Name of the view, for messages.
+        weight: Of the tokens that this signal is the first to select.
 
     Raises:
-        NonFiniteError: For a NaN or an infinity at an answer token.
+        ConfigurationError: When the pass of the view did not run, and some prompt has that view.
     """
-    valid = mask & applies[:, None]
-    require_finite(logp, valid, "log-probs of the real view")
-    require_finite(logp_view, valid, f"log-probs of the {view} view")
-    difference = logp - logp_view
-    if sign == "absolute":
-        difference = difference.abs()
-    return Score(values=difference.masked_fill(~valid, 0.0), valid=valid)
-
-
-def uncertainty(entropy: torch.Tensor, mask: torch.Tensor) -> Score:
-    """The entropy of the policy at each answer token; exists for every modality.
-
-    Args:
-        entropy: [B, T] in nats.
-        mask: [B, T] bool, answer tokens.
-
-    Raises:
-        NonFiniteError: For a NaN or an infinity at an answer token.
-    """
-    require_finite(entropy, mask, "entropy of the real view")
-    return Score(values=entropy.masked_fill(~mask, 0.0), valid=mask)
-
-
-def compute_scores(signals: Signals, config: SelectionConfig) -> dict[str, Score]:
-    """Scores of every signal that is switched on, keyed "visual", "temporal", "entropy".
-
-    Images have no temporal score, text has the entropy only.
-
-    Raises:
-        ConfigurationError: When a signal is on but its pass did not run.
-        NonFiniteError: For a NaN or an infinity at an answer token.
-    """
-    scores: dict[str, Score] = {}
-    passes = (
-        ("visual", "masked", config.visual_ratio, signals.logp_masked, signals.has_visual),
-        ("temporal", "shuffled", config.temporal_ratio, signals.logp_shuffled, signals.has_temporal),
+    visual = name == "visual"
+    applies = signals.has_visual if visual else signals.has_temporal
+    logp_view = signals.logp_masked if visual else signals.logp_shuffled
+    if logp_view is None and bool(applies.any()):
+        raise ConfigurationError(
+            f"keytoken.method.selection.{name}_ratio is {ratio} but the {'masked' if visual else 'shuffled'} "
+            f"pass did not run; run it, or set {name}_ratio=0."
+        )
+    return Signal(
+        values=signals.logp,
+        baseline=logp_view,
+        absolute=sign == "absolute",
+        applies=applies,
+        ratio=ratio,
+        weight=weight,
     )
-    for name, view, ratio, logp_view, applies in passes:
-        if ratio == 0.0:
-            continue
-        if logp_view is None:
-            if bool(applies.any()):
-                raise ConfigurationError(
-                    f"keytoken.method.selection.{name}_ratio is {ratio} but the {view} pass did not run; "
-                    f"run it, or set {name}_ratio=0."
-                )
-            logp_view = signals.logp
-        scores[name] = dependence(signals.logp, logp_view, signals.mask, applies, config.score_sign, view)
-    if config.entropy_ratio > 0.0:
-        scores["entropy"] = uncertainty(signals.entropy, signals.mask)
-    return scores
+
+
+def uncertainty(signals: Signals, ratio: float, weight: float = 1.0) -> Signal:
+    """The entropy of the policy at each answer token; exists for every modality. Arguments as above."""
+    return Signal(values=signals.entropy, ratio=ratio, weight=weight)
+
+
+def refuse_non_finite(chosen: Mapping[str, Signal], mask: torch.Tensor) -> None:
+    """Name the first value that is no number, of all that were looked at.
+
+    Raises:
+        NonFiniteError: For a NaN or an infinity at an answer token that a signal exists for.
+    """
+    for name, signal in chosen.items():
+        valid = mask if signal.applies is None else mask & signal.applies[:, None]
+        for tensor, what in zip((signal.values, signal.baseline), SOURCES[name], strict=True):
+            if tensor is not None and what is not None:
+                require_finite(tensor, valid, what)

@@ -5,47 +5,30 @@ The rule for ties follows the published code: every token at or above the linear
 (1 - ratio) quantile is kept, so equal scores at the threshold are kept together.
 Departure: an optional floor in nats. Where most scores are rounding noise around 0, a quantile alone keeps
 noise; the share of tokens above ``NOTABLE_NATS`` is always reported to make that visible.
+
+Thresholds, selections and their counts come from :func:`keytoken_kernels.selection.select`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
 
-from keytoken.attribution.scores import Score
+from keytoken.attribution.scores import refuse_non_finite
+from keytoken.attribution.types import Signals, TokenWeights
+from keytoken_kernels.dispatch import Impl, resolve
+from keytoken_kernels.selection import Segments, Selection, Signal, select
+from keytoken_kernels.selection.api import OP
 
 # Scores below this are mostly noise: a log-prob difference of 0.05 is a change of probability by 5 percent.
 NOTABLE_NATS = 0.05
-# torch.quantile refuses larger inputs: float32 ranks name every element only up to here.
-TORCH_QUANTILE_LIMIT = 2**24
+
+Scope = Literal["response", "group", "batch"]
 
 
-def quantile(values: torch.Tensor, q: float) -> torch.Tensor:
-    """The linearly interpolated quantile of a flat, non-empty tensor, for any number of elements.
-
-    Args:
-        values: [N] float.
-        q: In [0, 1].
-
-    Returns:
-        A scalar tensor of the same dtype. Equal to ``torch.quantile`` up to its size limit; above it the
-        same formula with the rank in float64.
-    """
-    if values.numel() <= TORCH_QUANTILE_LIMIT:
-        return torch.quantile(values, q)
-    return _sorted_quantile(values, q)
-
-
-def _sorted_quantile(values: torch.Tensor, q: float) -> torch.Tensor:
-    ordered = values.sort().values
-    rank = q * (ordered.numel() - 1)
-    below = int(rank)
-    above = min(below + 1, ordered.numel() - 1)
-    return torch.lerp(ordered[below], ordered[above], rank - below)
-
-
-def segment_ids(scope: Literal["response", "group", "batch"], group: torch.Tensor) -> torch.Tensor:
+def segment_ids(scope: Scope, group: torch.Tensor) -> torch.Tensor:
     """[B] integer: rows with equal ids share one quantile. ``group`` is [B], equal for one prompt."""
     if scope == "response":
         return torch.arange(group.numel(), device=group.device)
@@ -54,49 +37,61 @@ def segment_ids(scope: Literal["response", "group", "batch"], group: torch.Tenso
     return torch.zeros_like(group)
 
 
-def select_top(
-    score: Score, segments: torch.Tensor, ratio: float, floor: float | None = None
-) -> torch.Tensor:
-    """Keep the top share of the valid tokens of each segment.
+def select_tokens(
+    chosen: Mapping[str, Signal],
+    signals: Signals,
+    *,
+    scope: Scope,
+    floor: float | None,
+    advantage_epsilon: float,
+    impl: Impl,
+) -> TokenWeights:
+    """Select by every signal and join: a token has the weight of the first signal that selects it.
 
     Args:
-        score: Values and validity, [B, T].
-        segments: [B] integer, see :func:`segment_ids`.
-        ratio: Share in [0, 1]. 0 selects nothing, 1 everything that is valid.
+        chosen: The signals in use by name, in the order of their precedence.
+        signals: Mask, prompts, and outcomes if advantages are wanted.
+        scope: The tokens that share a quantile: one response, all responses to a prompt, or the batch.
         floor: A kept token also needs a score of at least this many nats.
+        advantage_epsilon: Added to the standard deviation of a group's rewards.
+        impl: Implementation of the kernels.
 
-    Returns:
-        [B, T] bool. Segments without a valid token select nothing.
+    Raises:
+        NonFiniteError: For a NaN or an infinity at an answer token.
     """
-    selected = torch.zeros_like(score.valid)
-    if ratio == 0.0:
-        return selected
-    values = score.values if score.values.dtype == torch.float64 else score.values.float()
-    for segment in segments.unique():
-        rows = segments == segment
-        valid = score.valid[rows]
-        candidates = values[rows][valid]
-        if candidates.numel() > 0:
-            selected[rows] = valid & (values[rows] >= quantile(candidates, 1.0 - ratio))
-    return selected if floor is None else selected & (values >= floor)
+    outcomes = signals.outcomes
+    found = select(
+        list(chosen.values()),
+        signals.mask,
+        Segments.of(segment_ids(scope, signals.group)),
+        floor=floor,
+        rewards=None if outcomes is None else outcomes.rewards,
+        groups=None if outcomes is None else Segments.of(signals.group),
+        epsilon=advantage_epsilon,
+        divide_by_std=outcomes is None or outcomes.divide_by_std,
+        notable=NOTABLE_NATS,
+        impl=impl,
+    )
+    if bool(found.count("non_finite").any()):
+        refuse_non_finite(chosen, signals.mask)
+    metrics = selection_metrics(found, {name: signal.ratio for name, signal in chosen.items()})
+    metrics["kernels/impl"] = float(resolve(OP, impl, signals.mask.device) == "triton")
+    return TokenWeights(
+        weights=found.weights,
+        selected=found.weights > 0,
+        masks=dict(zip(chosen, found.selected, strict=True)),
+        scores=dict(zip(chosen, found.scores, strict=True)),
+        metrics=metrics,
+        advantages=found.response_advantages,
+    )
 
 
-def union(masks: dict[str, torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
-    """[B, T] bool: answer tokens that at least one signal selected."""
-    joined = torch.zeros_like(mask)
-    for selected in masks.values():
-        joined = joined | selected
-    return joined & mask
-
-
-def selection_metrics(
-    scores: dict[str, Score],
-    masks: dict[str, torch.Tensor],
-    ratios: dict[str, float],
-    selected: torch.Tensor,
-    mask: torch.Tensor,
-) -> dict[str, float]:
+def selection_metrics(found: Selection, ratios: Mapping[str, float]) -> dict[str, float]:
     """Statistics of a selection, all shares in [0, 1].
+
+    Args:
+        found: The selection.
+        ratios: The share that each signal was asked for, by name, in the order of the signals.
 
     Returns:
         ``attribution/selected_share``: selected answer tokens (union of the signals).
@@ -109,22 +104,17 @@ def selection_metrics(
         ``.../excess_share``: selected_share minus the ratio asked for: above 0 through ties at the threshold
         and short segments, below 0 through the floor.
     """
-    answers = mask.any(dim=1)
+    tokens, selected, responses, unselected = found.totals.sum(dim=0).tolist()
     metrics = {
-        "attribution/selected_share": _share(selected, mask),
-        "attribution/unselected_response_share": _share(answers & ~selected.any(dim=1), answers),
+        "attribution/selected_share": selected / max(tokens, 1),
+        "attribution/unselected_response_share": unselected / max(responses, 1),
     }
-    for name, score in scores.items():
+    for (name, ratio), counts in zip(ratios.items(), found.counts.sum(dim=0).tolist(), strict=True):
+        valid, chosen, _, notable = counts
         prefix = f"attribution/{name}"
-        metrics[f"{prefix}/coverage"] = _share(score.valid, mask)
-        if bool(score.valid.any()):
-            share = _share(masks[name], score.valid)
-            metrics[f"{prefix}/selected_share"] = share
-            metrics[f"{prefix}/notable_share"] = _share(score.values.abs() > NOTABLE_NATS, score.valid)
-            metrics[f"{prefix}/excess_share"] = share - ratios[name]
+        metrics[f"{prefix}/coverage"] = valid / max(tokens, 1)
+        if valid:
+            metrics[f"{prefix}/selected_share"] = chosen / valid
+            metrics[f"{prefix}/notable_share"] = notable / valid
+            metrics[f"{prefix}/excess_share"] = chosen / valid - ratio
     return metrics
-
-
-def _share(part: torch.Tensor, whole: torch.Tensor) -> float:
-    """|part and whole| / |whole|, 0 for an empty whole."""
-    return float((part & whole).sum()) / max(int(whole.sum()), 1)

@@ -1,14 +1,28 @@
 """What goes into a method and what comes out of it.
 
 Axes: B responses of the batch, T response positions, padded on the right. Log-probs and entropies are in
-nats. All tensors of one object lie on one device.
+nats. All tensors of one object lie on one device, except the prompts of :class:`Signals`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Outcomes:
+    """What the answers earned, for a method that hands their advantages back with the weights.
+
+    Attributes:
+        rewards: [B] float, the sum of an answer's token-level rewards.
+        divide_by_std: Whether an advantage is divided by the standard deviation of its group.
+    """
+
+    rewards: torch.Tensor
+    divide_by_std: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,9 +35,10 @@ class Signals:
         logp_shuffled: [B, T] the same with the frames in another order; None if that pass did not run.
         entropy: [B, T] entropy of the policy's next-token distribution under the real input.
         mask: [B, T] bool, true on answer tokens.
-        group: [B] integer, equal for answers to the same prompt.
+        group: [B] integer, equal for answers to the same prompt; always on the CPU, where work is planned.
         has_visual: [B] bool, false for text-only prompts.
         has_temporal: [B] bool, true for videos of at least two frames.
+        outcomes: What the answers earned; None where somebody else computes the advantages.
 
     Rows of a view that do not apply (``has_visual`` or ``has_temporal`` false) are never read.
 
@@ -53,6 +68,14 @@ class Signals:
     group: torch.Tensor
     has_visual: torch.Tensor
     has_temporal: torch.Tensor
+    outcomes: Outcomes | None = None
+
+    def to(self, device: torch.device) -> Signals:
+        """The same signals on another device; ``group`` stays on the CPU."""
+        moved = _moved(self, device) | {"group": self.group}
+        if self.outcomes is not None:
+            moved["outcomes"] = dataclasses.replace(self.outcomes, **_moved(self.outcomes, device))
+        return dataclasses.replace(self, **moved)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +87,8 @@ class TokenWeights:
         selected: [B, T] bool, weights > 0.
         masks: For each signal in use ("visual", "temporal", "entropy") its own selection, [B, T] bool.
         scores: For each signal in use its scores, [B, T] float in nats, 0 where the signal does not apply.
-        metrics: Plain floats, names start with ``attribution/``.
+        metrics: Plain floats, names start with ``attribution/`` or ``kernels/``.
+        advantages: [B] advantage of each response, if the signals hold outcomes and the method selects.
 
     Example:
         With the signals above, ratios of 0.2 and group scope, each signal keeps the best of 5 tokens::
@@ -81,3 +105,19 @@ class TokenWeights:
     masks: dict[str, torch.Tensor]
     scores: dict[str, torch.Tensor]
     metrics: dict[str, float]
+    advantages: torch.Tensor | None = None
+
+    def to(self, device: torch.device) -> TokenWeights:
+        """The same weights on another device."""
+        return dataclasses.replace(
+            self,
+            masks={name: mask.to(device) for name, mask in self.masks.items()},
+            scores={name: score.to(device) for name, score in self.scores.items()},
+            **_moved(self, device),
+        )
+
+
+def _moved(holder: Signals | Outcomes | TokenWeights, device: torch.device) -> dict[str, Any]:
+    """Its tensors, by field, on another device."""
+    values = {field.name: getattr(holder, field.name) for field in dataclasses.fields(holder)}
+    return {name: value.to(device) for name, value in values.items() if isinstance(value, torch.Tensor)}

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import torch
 
+from keytoken_kernels import selection
+
 
 def group_advantages(
     rewards: torch.Tensor, group: torch.Tensor, epsilon: float, divide_by_std: bool = True
@@ -15,7 +17,8 @@ def group_advantages(
     """(r - mean) / (std + epsilon) within each group, with the unbiased standard deviation.
 
     A group whose rewards are all equal gets exactly 0. A group of one has no baseline: as in verl its mean
-    counts as 0 and its standard deviation as 1.
+    counts as 0 and its standard deviation as 1. The formula stands in
+    :func:`keytoken_kernels.selection.group_advantages`, beside the kernel that computes the same.
 
     Args:
         rewards: [B] float.
@@ -26,14 +29,5 @@ def group_advantages(
     Returns:
         [B] float.
     """
-    advantages = torch.empty_like(rewards)
-    for member in group.unique():
-        rows = group == member
-        own = rewards[rows]
-        alone = own.numel() == 1
-        if not alone and bool((own == own[0]).all()):
-            advantages[rows] = 0.0  # the rounded mean may differ from the common value in the last bit
-            continue
-        mean, std = (0.0, 1.0) if alone else (own.mean(), own.std())
-        advantages[rows] = (own - mean) / (std + epsilon) if divide_by_std else own - mean
-    return advantages
+    groups = selection.Segments.of(group.cpu()).to(rewards.device)
+    return selection.group_advantages(rewards, groups, epsilon, divide_by_std)

@@ -32,7 +32,7 @@ def test_every_method_has_a_preset_of_its_name_and_keeps_padding_out(
     assert not bool(result.weights[~signals.mask].any())
     assert bool(torch.isfinite(result.weights).all())
     assert 0.0 < result.metrics["attribution/selected_share"] <= 1.0
-    assert all(name.startswith("attribution/") for name in result.metrics)
+    assert all(name.startswith(("attribution/", "kernels/")) for name in result.metrics)
 
 
 def test_unknown_methods_are_refused_with_the_closest_name(ragged_signals: Build) -> None:

@@ -1,6 +1,7 @@
 """The methods: one small file each, and a plain dict that names them.
 
-A method is a function ``(Signals, MethodConfig) -> TokenWeights``. To add one:
+A method is a function ``(Signals, MethodConfig, Impl) -> TokenWeights``, where the last argument says which
+implementation of the kernels to call. To add one:
 
 1. write ``attribution/methods/<name>.py`` with a ``token_weights`` function whose docstring has the formula,
    its source and every departure from it;
@@ -17,8 +18,9 @@ from keytoken.attribution.methods import grpo, video_ktr
 from keytoken.attribution.types import Signals, TokenWeights
 from keytoken.errors import ConfigurationError
 from keytoken.schema import MethodConfig, unknown_name
+from keytoken_kernels.dispatch import Impl
 
-Method = Callable[[Signals, MethodConfig], TokenWeights]
+Method = Callable[[Signals, MethodConfig, Impl], TokenWeights]
 
 METHODS: dict[str, Method] = {
     "grpo": grpo.token_weights,
@@ -27,8 +29,8 @@ METHODS: dict[str, Method] = {
 }
 
 
-def compute_token_weights(signals: Signals, config: MethodConfig) -> TokenWeights:
-    """Run the configured method on one batch.
+def compute_token_weights(signals: Signals, config: MethodConfig, impl: Impl = "auto") -> TokenWeights:
+    """Run the configured method on one batch, on the device that holds it.
 
     Raises:
         ConfigurationError: For an unknown method, or a signal whose pass did not run.
@@ -37,4 +39,4 @@ def compute_token_weights(signals: Signals, config: MethodConfig) -> TokenWeight
     if config.name not in METHODS:
         what = f"method keytoken.method.name={config.name}"
         raise ConfigurationError(unknown_name(what, config.name, METHODS, "methods"))
-    return METHODS[config.name](signals, config)
+    return METHODS[config.name](signals, config, impl)

@@ -10,10 +10,11 @@ from keytoken.attribution.types import Signals, TokenWeights
 from keytoken.attribution.weights import keep_all
 from keytoken.errors import ConfigurationError
 from keytoken.schema import MethodConfig
+from keytoken_kernels.dispatch import Impl
 
 
-def token_weights(signals: Signals, config: MethodConfig) -> TokenWeights:
-    """Weight 1 on the response mask.
+def token_weights(signals: Signals, config: MethodConfig, impl: Impl) -> TokenWeights:
+    """Weight 1 on the response mask; nothing is selected, so no kernel runs.
 
     Raises:
         ConfigurationError: If a selection is configured, which GRPO would ignore.
