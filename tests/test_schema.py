@@ -69,7 +69,7 @@ def test_a_valid_block_becomes_typed_values() -> None:
 def test_omitted_blocks_take_their_defaults() -> None:
     config = KeyTokenConfig.from_mapping({"method": block()["method"]})
     assert config.attribution == AttributionConfig()
-    assert config.kernels == KernelsConfig(impl="auto", head="verl")
+    assert config.kernels == KernelsConfig(impl="auto", head="fused")
     assert config.export == ExportConfig()
 
 

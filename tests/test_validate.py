@@ -228,7 +228,11 @@ ALLOWED: dict[str, dict[str, Any]] = {
     "an earlier penalty, all of it a straight line": {**PENALIZE, MAX_LENGTH: 30, f"{PENALTY}.len": 30},
     "verl's own manager of penalties": {**PENALIZE, "reward.reward_manager.name": "dapo"},
     "perception without a selection": {"keytoken.method.selection": None, f"{LOSS}.perception_coef": 0.01},
-    "other fsdp without views": {"keytoken.method.selection": None, f"{ACTOR}.strategy": "fsdp"},
+    "other fsdp without views, with verl's head": {
+        "keytoken.method.selection": None,
+        "keytoken.kernels.head": "verl",
+        f"{ACTOR}.strategy": "fsdp",
+    },
     "the head for answers": FUSED,
     "prompts in chunks": {
         f"{ROLLOUT}.enable_chunked_prefill": True,

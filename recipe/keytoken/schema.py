@@ -185,7 +185,7 @@ class KernelsConfig(Block):
     """
 
     impl: Literal["auto", "triton", "reference"] = "auto"
-    head: Literal["fused", "verl"] = "verl"
+    head: Literal["fused", "verl"] = "fused"
 
     def __post_init__(self) -> None:
         check_choices(self, f"{ROOT}.kernels")
