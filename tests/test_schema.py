@@ -38,6 +38,11 @@ CONSTANT = {"method__loss__normalizer": "constant", "method__loss__constant_leng
 GSPO = {"method__loss__objective": "gspo", "method__loss__clip_low": 0.1, "method__loss__clip_high": 0.1}
 
 
+def blackened(**changes: Any) -> dict[str, Any]:
+    """Changes that choose the view blackened, with these options."""
+    return {"method__view": {"visual": "blackened", "blackened": changes}}
+
+
 def block(**changes: Any) -> dict[str, Any]:
     """A valid ``keytoken`` block; ``a__b=value`` replaces one value, ``a__b=KeyError`` removes it."""
     config: dict[str, Any] = {
@@ -94,6 +99,8 @@ def test_values_are_frozen() -> None:
         ({"method__selection__visual_ratio": 0.0, "method__selection__temporal_ratio": 0.0}, ()),
         ({"method__selection": None}, ()),
         ({"method__selection": None, "method__loss__perception_coef": 0.01}, ("masked",)),
+        ({"method__view": {"visual": "blank", "temporal": "frozen"}}, ("blank", "frozen")),
+        ({"method__view": {"visual": "blank"}, "method__selection__visual_ratio": 0.0}, ("shuffled",)),
     ],
 )
 def test_views_follow_from_ratios_and_loss(changes: dict[str, Any], views: tuple[str, ...]) -> None:
@@ -144,6 +151,19 @@ def test_views_follow_from_ratios_and_loss(changes: dict[str, Any], views: tuple
             {"method__loss__perception_coef": 0.01, "method__loss__perception_clip": 0.0},
             "perception_clip is 0.0",
             "null for no bound",
+        ),
+        ({"method__view": {"vizual": "blank"}}, "method.view.vizual", "'visual'"),
+        ({"method__view": {"visual": None}}, "method.view.visual is None", "type str"),
+        (blackened(p=0.0), "view.blackened.p is 0.0", "0.01 to 1"),
+        (blackened(p=1.5), "view.blackened.p is 1.5", "0.01 to 1"),
+        (blackened(p=float("nan")), "view.blackened.p is nan", "0.01 to 1"),
+        (blackened(size=0), "view.blackened.size is 0", "at least 1"),
+        (blackened(size=14.0), "view.blackened.size is 14.0", "type int"),
+        (blackened(per="answer"), "view.blackened.per is 'answer'", "prompt, response"),
+        (
+            {"method__view": {"visual": "blank"}, "method__positions": "compressed"},
+            "method.positions=compressed",
+            "positions=kept",
         ),
         ({"method__positions": "moved"}, "positions is 'moved'", "kept, compressed"),
         ({"method__advantage_epsilon": 0.0}, "advantage_epsilon is 0.0", "1e-6"),

@@ -90,16 +90,18 @@ def whole(batch: dict[str, Any], config: LossConfig) -> tuple[Any, list[torch.Te
 
 
 def in_parts(
-    batch: dict[str, Any], config: LossConfig, parts: list[list[int]], num_ranks: int
+    batch: dict[str, Any], config: LossConfig, parts: list[list[int]], num_ranks: int, view: str = "masked"
 ) -> tuple[float, dict[str, float], list[torch.Tensor]]:
     """Loss, metrics and gradients as verl adds them up: summed over micro-batches, averaged over ranks."""
     mask = torch.arange(max(ANSWERS)) < torch.tensor(ANSWERS)[:, None]
     totals = loss_totals(padded(batch[fields.TOKEN_WEIGHT]), mask)
     counts = torch.tensor([totals.num_responses, totals.num_tokens, totals.num_selected])
     ragged_fields = ("old_log_probs", "ref_log_prob", "advantages", fields.TOKEN_WEIGHT)
+    values = {name: batch[name] for name in ragged_fields}
+    view_log_prob, applies = fields.view_outputs(view)
     if config.perception_coef > 0.0:  # else no pass has run
-        ragged_fields += (fields.MASKED_LOG_PROB,)
-    loss_fn = partial(token_weighted_loss, config=config)
+        values[view_log_prob] = batch[fields.MASKED_LOG_PROB]
+    loss_fn = partial(token_weighted_loss, config=config, view=view)
     new = [values.clone().requires_grad_() for values in batch["new"]]
     total, metrics = torch.zeros(()), {}
     for rows in parts:
@@ -109,8 +111,8 @@ def in_parts(
                 "responses": ragged([torch.zeros(ANSWERS[row], dtype=torch.long) for row in rows]),
                 "response_mask": ragged([torch.ones(ANSWERS[row], dtype=torch.long) for row in rows]),
                 fields.LOSS_TOTALS: counts.expand(len(rows), 3).contiguous(),
-                fields.HAS_VISUAL: torch.tensor([float(row != WITHOUT_VISION) for row in rows]),
-                **{name: ragged([batch[name][row] for row in rows]) for name in ragged_fields},
+                applies: torch.tensor([float(row != WITHOUT_VISION) for row in rows]),
+                **{name: ragged([value[row] for row in rows]) for name, value in values.items()},
             },
             batch_size=[len(rows)],
         )
@@ -156,3 +158,10 @@ def test_parts_sum_to_the_whole(
         abs=1e-6,
     )
     assert abs(float(result.policy_loss)) > 1e-3  # else everything would agree
+
+
+def test_the_perception_term_reads_the_chosen_view(batch: dict[str, Any]) -> None:
+    parts = ([[0, 1, 2], [3, 4, 5]], 1)
+    config = CONFIGS["perception and entropy"]
+    masked, blackened = (in_parts(batch, config, *parts, view=view) for view in ("masked", "blackened"))
+    assert masked[0] == blackened[0] and masked[1] == blackened[1]

@@ -21,6 +21,8 @@ from keytoken.demo.model import build_model
 from keytoken.demo.tokenizer import build_processor, build_tokenizer
 
 SECONDS_PER_GRID = 2 / 3  # clips of three frames a second: no whole number of seconds in a patch
+OTHER_VIEWS = ("blank", "blackened", "tubelets", "reversed", "frozen")
+SEEN_OTHERWISE = ("video", "same video", "two videos", "image and video")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,25 +243,35 @@ def placeholder_answer(encoder: Encoder, vision_ids: tuple[int, int]) -> Example
 
 
 @pytest.fixture(scope="session")
-def frame_order(
-    encoder: Encoder, mixed: dict[str, Example], run_config: Any, vision_ids: tuple[int, int]
-) -> tuple[int, ...]:
-    """The order of the video's frames for which the processor gives the pixels of the shuffled view."""
+def media_under(encoder: Encoder, run_config: Any, tiny_world: Path) -> Callable[[Example, str], dict]:
+    """The pixel tensors of an example under a view; tests/attribution/views has their truth."""
     from keytoken.attribution.views import ViewContext, VisionFormat
     from keytoken.workers.attribution import view_row
     from keytoken.workers.rows import rows_of
 
+    vision = VisionFormat.of(AutoConfig.from_pretrained(tiny_world / "model"), encoder.processor)
+    context = ViewContext(vision=vision, seed=run_config.keytoken.attribution.shuffle_seed)
+
+    def build(example: Example, name: str) -> dict[str, torch.Tensor]:
+        (row,) = rows_of(batch_of_examples([example]))
+        view = view_row(row, name, context)
+        assert view is not None
+        return view.media
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def frame_order(
+    encoder: Encoder, mixed: dict[str, Example], media_under: Callable[[Example, str], dict]
+) -> tuple[int, ...]:
+    """The order of the video's frames for which the processor gives the pixels of the shuffled view."""
     (clip,) = mixed["video"].clips
-    (row,) = rows_of(batch_of_examples([mixed["video"]]))
-    context = ViewContext(
-        vision=VisionFormat(vision_ids, 2), seed=run_config.keytoken.attribution.shuffle_seed
-    )
-    view = view_row(row, "shuffled", context)
-    assert view is not None
+    pixels = media_under(mixed["video"], "shuffled")["pixel_values_videos"]
     fitting = [
         order
         for order in itertools.permutations(range(len(clip)))
-        if torch.equal(encoder.pixels([clip[list(order)]]), view.media["pixel_values_videos"])
+        if torch.equal(encoder.pixels([clip[list(order)]]), pixels)
     ]
     assert len(fitting) == 1
     return fitting[0]
@@ -270,6 +282,7 @@ def truth(
     mixed: dict[str, Example],
     placeholder_answer: Example,
     frame_order: tuple[int, ...],
+    media_under: Callable[[Example, str], dict],
     encoder: Encoder,
     vision_ids: tuple[int, int],
     tiny_world: Path,
@@ -278,7 +291,8 @@ def truth(
     """Reference logits [R, V] by view and row.
 
     ``real``, ``masked`` (kept positions) and ``compressed`` of every mixed row, ``shuffled`` of the two
-    answers to the video, and ``placeholder``: the real view of a text row with placeholders in its answer.
+    answers to the video, the other views of the rows ``SEEN_OTHERWISE``, and ``placeholder``: the real view
+    of a text row with placeholders in its answer.
     """
     cases: dict[tuple[str, str], dict[str, Any]] = {}
     for name, example in mixed.items():
@@ -291,6 +305,8 @@ def truth(
     for name in ("video", "same video"):
         pixels = encoder.pixels([mixed[name].clips[0][list(frame_order)]])
         cases["shuffled", name] = plain_case(mixed[name], pixel_values_videos=pixels)
+    for view, name in itertools.product(OTHER_VIEWS, SEEN_OTHERWISE):
+        cases[view, name] = plain_case(mixed[name], **media_under(mixed[name], view))
     # The plain model counts placeholders against pixels, so this one's ids are looked up as words.
     cases["placeholder", "text"] = plain_case(placeholder_answer, inputs_as_embeddings=True)
     answers: dict[str, dict[str, torch.Tensor]] = {}

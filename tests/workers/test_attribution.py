@@ -13,6 +13,7 @@ from tensordict import TensorDict
 from keytoken import fields
 from keytoken.attribution.views import VIEWS, ModelInput, View, ViewContext, VisionFormat, permute_frames
 from keytoken.errors import InertViewError, NonFiniteError
+from keytoken.schema import ViewConfig
 from keytoken.workers.attribution import score_views, view_row
 from keytoken.workers.rows import rows_of
 
@@ -23,14 +24,20 @@ WITHOUT_VISION = ("text", "short text")
 
 
 def run(
-    worker: Any, data: TensorDict, *, positions: str = "kept", size: int = 16, **changes: Any
+    worker: Any,
+    data: TensorDict,
+    *,
+    positions: str = "kept",
+    view: ViewConfig | None = None,
+    size: int = 16,
+    **changes: Any,
 ) -> TensorDict:
     """The passes of ``method=video_ktr`` in the worker's engine."""
     keytoken = worker.keytoken
     return score_views(
         worker.engine,
         data,
-        dataclasses.replace(keytoken.method, positions=positions),
+        dataclasses.replace(keytoken.method, positions=positions, view=view or keytoken.method.view),
         dataclasses.replace(keytoken.attribution, **changes),
         dataclasses.replace(worker.settings, micro_batch_size=size),
         version=4,
@@ -100,6 +107,35 @@ def test_the_shuffled_view_is_the_processor_on_permuted_frames(
         wanted, real = (expected(truth[view][name], labels) for view in ("shuffled", "real"))
         torch.testing.assert_close(output[fields.SHUFFLED_LOG_PROB][index], wanted, **TOLERANCE)
         assert (wanted - real).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("visual", "temporal"),
+    [("blank", "tubelets"), ("blackened", "reversed"), ("masked", "frozen")],
+)
+@pytest.mark.usefixtures("engine")
+def test_every_other_view_is_a_forward_of_its_pixels(
+    worker: Any,
+    data: TensorDict,
+    mixed: dict[str, Any],
+    truth: dict[str, dict[str, torch.Tensor]],
+    visual: str,
+    temporal: str,
+) -> None:
+    """Two views of one method, each in fields of its own; rows without a view keep the real log-probs."""
+    output = run(worker, data, view=ViewConfig(visual=visual, temporal=temporal), size=3)
+    for view, lacking in ((visual, WITHOUT_VISION), (temporal, tuple(set(mixed) - set(MOVING)))):
+        log_prob, applies = fields.view_outputs(view)
+        for index, name in enumerate(mixed):
+            assert bool(output[applies][index]) == (name not in lacking), (view, name)
+            scored, real = output[log_prob][index], output[fields.REAL_LOG_PROB][index]
+            if name in lacking:
+                assert torch.equal(scored, real)
+            elif name in truth[view] and len(scored):
+                wanted = expected(truth[view][name], mixed[name].labels)
+                torch.testing.assert_close(scored, wanted, **TOLERANCE)
+                assert (scored - real).abs().max() > 1e-4, (view, name)
+    assert fields.SHUFFLED_LOG_PROB not in output.keys()  # noqa: SIM118 - a TensorDict is no dict
 
 
 @pytest.mark.usefixtures("engine")
