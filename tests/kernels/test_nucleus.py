@@ -68,11 +68,31 @@ def test_the_width_of_qwen(impl, device, dtype, monkeypatch):
     assert_right(truncated_entropy(logits, 0.95, 0.9, impl=impl), logits, 0.95, 0.9)
 
 
-@pytest.mark.parametrize("vocab", [20, 1000, 40_000])
-def test_uniform_rows_hold_a_share_of_the_tokens(impl, device, vocab):
-    """Without the stated slack, rounding would decide whether 19 or 20 of 20 equal tokens hold 0.95."""
-    found = truncated_entropy(torch.full((1, vocab), -7.3, device=device), 0.95, impl=impl)
-    assert found.item() == pytest.approx(math.log(math.ceil(0.95 * vocab * (1 - 1e-6))), abs=TOLERANCE)
+# 25 * 0.6 is above 15 in float32, 100 * 0.07 above 7 in float64: the stated slack makes it 15 and 7.
+@pytest.mark.parametrize("top_p,vocab", [(0.95, 20), (0.6, 25), (0.07, 100), (0.95, 1000), (0.95, 20_000)])
+def test_uniform_rows_hold_a_share_of_the_tokens(impl, device, top_p, vocab):
+    logits = torch.tensor([[0.0], [-7.3]], device=device).repeat(1, vocab)
+    found = truncated_entropy(logits, top_p, impl=impl)
+    assert found.tolist() == pytest.approx([math.log(round(top_p * vocab))] * 2, abs=TOLERANCE)
+
+
+def test_powers_of_two(impl, device):
+    """Exponents that are whole numbers lie on the kernel's thresholds. The temperature makes the base 2."""
+    logits = -torch.arange(12.0, device=device)[None]
+    for top_p in (0.5, 0.74, 0.75, 0.8, 0.97, 0.999):
+        assert_right(
+            truncated_entropy(logits, top_p, math.log2(math.e), impl=impl), logits * math.log(2), top_p
+        )
+
+
+def test_tokens_that_are_almost_equal_are_told_apart(impl, device):
+    """2^-1 and then two tokens that differ by 2e-4 of their probability: the first of them just suffices."""
+    logits = torch.tensor([[-1.0 - 2**-11, 0.0, -1.0 - 2**-12]], device=device)
+    p = torch.tensor([1.0, 0.499915, 0.499831]).double()
+    top_p = (1 + 0.49988) / p.sum().item()
+    true = (p[:2] / p[:2].sum()).log().mul(p[:2] / p[:2].sum()).sum().neg().item()
+    found = truncated_entropy(logits, top_p, math.log2(math.e), impl=impl)
+    assert found.item() == pytest.approx(true, abs=TOLERANCE)
 
 
 def test_two_spikes(impl, device):

@@ -117,8 +117,8 @@ def kernel(
     rest = tl.ceil((wanted - above) / e) * e
     mass = above + rest
     found = at_least_0((tl.log2(mass) - (weighted + rest * d) / mass) * LN_2)
-    # No such row, or nothing in it: total is NaN in a row with NaN and 0 where every token is banned.
-    tl.store(entropy + item, tl.where(exists & (total > 0), found, float("nan")))
+    # NaN by itself where a row holds NaN (wanted is NaN) or banned tokens only (nothing is in the bracket).
+    tl.store(entropy + item, tl.where(exists, found, float("nan")))
 
 
 def truncated_entropy(logits: Tensor, top_p: float, temperature: float, rows: Tensor | None) -> Tensor:
