@@ -167,6 +167,9 @@ BROKEN: dict[str, list[tuple[dict[str, Any], list[str]]]] = {
         ({"actor_rollout_ref.model.lora_rank": 8}, ["actor_rollout_ref.model.lora_rank > 0", "set it to 0"]),
         ({"actor_rollout_ref.model.lora.rank": 8}, ["lora", "set it to 0"]),
     ],
+    "_kernels": [
+        ({"keytoken.kernels.impl": "triton"}, ["keytoken.kernels.impl=triton needs a GPU", "impl=auto"]),
+    ],
     "_head": [
         ({**FUSED_ON_TWO, key: value}, [f"{key}={value}", f"needs {key}={needed}", "head=verl"])
         for key, value, needed in (
@@ -238,6 +241,7 @@ ALLOWED: dict[str, dict[str, Any]] = {
         f"{ROLLOUT}.enable_chunked_prefill": True,
         f"{ROLLOUT}.max_num_batched_tokens": 128,
     },
+    "plain torch by name": {"keytoken.kernels.impl": "reference"},
     "attribution in the actor": {
         "keytoken.attribution.placement": "actor",
         "keytoken.attribution.num_workers": 3,

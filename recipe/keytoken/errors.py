@@ -31,6 +31,10 @@ class NonFiniteError(KeyTokenError, FloatingPointError):
     """A NaN or an infinity where a log-prob, an entropy or an advantage was expected."""
 
 
+class KernelError(KeyTokenError, ArithmeticError):
+    """A kernel whose result is not what it has to be."""
+
+
 class VersionError(KeyTokenError, ImportError):
     """An installed package has a version that KeyToken was not written for."""
 

@@ -309,6 +309,14 @@ def _model(config: DictConfig, keytoken: KeyTokenConfig) -> None:
         )
 
 
+def _kernels(config: DictConfig, keytoken: KeyTokenConfig) -> None:
+    if keytoken.kernels.impl == "triton" and config.trainer.device == "cpu":
+        raise ConfigurationError(
+            "keytoken.kernels.impl=triton needs a GPU, and trainer.device is cpu; set "
+            "keytoken.kernels.impl=auto, which takes plain torch there."
+        )
+
+
 def _head(config: DictConfig, keytoken: KeyTokenConfig) -> None:
     if keytoken.kernels.head != "fused":
         return
@@ -344,6 +352,7 @@ RULES: tuple[Callable[[DictConfig, KeyTokenConfig], None], ...] = (
     _rollout_correction,
     _rollout,
     _model,
+    _kernels,
     _head,
     _attribution_rows,
 )

@@ -12,6 +12,7 @@ from tensordict.tensorclass import NonTensorData, NonTensorStack
 from transfer_queue import KVBatchMeta
 
 from keytoken import fields
+from keytoken.attribution.types import TokenWeights
 from keytoken.errors import WeightSyncError
 from keytoken.verl_adapter import batch as batches
 from keytoken.verl_adapter.agent_loop import ANSWER_VISION_TOKENS
@@ -35,6 +36,7 @@ def stored(monkeypatch: pytest.MonkeyPatch) -> TensorDict:
             "old_log_probs": ragged([[-1.0, -2.0, -3.0], [-4.0], [-5.0, -6.0], [-7.0, -8.0]]),
             "entropy": ragged([[0.1, 0.2, 0.3], [0.4], [0.5, 0.6], [0.7, 0.8]]),
             "advantages": ragged([[0.0] * 3, [0.0], [1.0] * 2, [-1.0] * 2]),
+            "rm_scores": ragged([[0.0, 0.0, 1.0], [1.0], [0.0, 2.0], [0.25, 0.25]]),
             fields.REAL_LOG_PROB: ragged([[-1.0, -2.5, -3.0], [-4.0], [-5.0, -6.0], [-7.0, -8.25]]),
             fields.MASKED_LOG_PROB: ragged([[-9.0] * 3, [-9.0], [-9.0] * 2, [-9.0] * 2]),
             fields.HAS_VISUAL: torch.tensor([1, 1, 0, 0]),
@@ -90,6 +92,16 @@ def test_a_method_without_views_reads_the_actors_log_probs() -> None:
     assert signals.logp[0].tolist() == [-1.0, -2.0, -3.0]
     assert signals.logp_masked is None and signals.logp_shuffled is None
     assert not signals.has_visual.any() and not signals.has_temporal.any()
+    assert signals.outcomes is None
+
+
+@pytest.mark.usefixtures("stored")
+@pytest.mark.parametrize("by_std", [True, False])
+def test_rewards_of_an_answer_are_the_sum_over_its_tokens(by_std: bool) -> None:
+    signals, _ = batches.read_signals(meta(KEYS), OUTPUTS, "rm_scores", by_std)
+    assert signals.outcomes is not None
+    assert signals.outcomes.rewards.tolist() == [1.0, 1.0, 2.0, 0.5]
+    assert signals.outcomes.divide_by_std is by_std
 
 
 @pytest.mark.usefixtures("stored")
@@ -129,15 +141,28 @@ def test_scores_of_other_weights_are_refused(stored: TensorDict) -> None:
         batches.require_version(stored, 7)
 
 
+@pytest.mark.parametrize("advantages", [None, [0.5, -0.5, 1.0, -1.0]])
 def test_weights_are_written_ragged_with_the_counts_of_the_batch(
-    stored: TensorDict, monkeypatch: pytest.MonkeyPatch
+    stored: TensorDict, monkeypatch: pytest.MonkeyPatch, advantages: list[float] | None
 ) -> None:
     written: dict[str, Any] = {}
     monkeypatch.setattr(batches.tq, "kv_batch_put", lambda **call: written.update(call))
     signals, data = batches.read_signals(meta(KEYS), OUTPUTS)
     weights = torch.tensor([[1.0, 0, 1], [0, 0, 0], [0.5, 0, 0], [0, 0, 0]])
-    batches.write_weights(meta(KEYS), weights, signals.mask, data["response_mask"])
+    result = TokenWeights(
+        weights=weights,
+        selected=weights > 0,
+        masks={},
+        scores={},
+        metrics={},
+        advantages=None if advantages is None else torch.tensor(advantages),
+    )
+    batches.write_weights(meta(KEYS), result, signals.mask, data["response_mask"])
     assert written["keys"] == KEYS
-    rows = [row.tolist() for row in written["fields"][fields.TOKEN_WEIGHT].unbind()]
-    assert rows == [[1, 0, 1], [0], [0.5, 0], [0, 0]]
-    assert written["fields"][fields.LOSS_TOTALS].tolist() == [[4, 8, 3]] * 4
+    rows = {name: [row.tolist() for row in value.unbind()] for name, value in written["fields"].items()}
+    assert rows[fields.TOKEN_WEIGHT] == [[1, 0, 1], [0], [0.5, 0], [0, 0]]
+    assert rows[fields.LOSS_TOTALS] == [[4, 8, 3]] * 4
+    # verl's own stay where nobody else computed any; the weights are the loss's business.
+    assert rows.get("advantages") == (
+        None if advantages is None else [[0.5] * 3, [-0.5], [1.0] * 2, [-1.0] * 2]
+    )

@@ -2,6 +2,9 @@
 
 verl's ``grpo`` adds 1e-6 to the standard deviation and offers no key for it (verl 0.9.1,
 trainer/ppo/ray_trainer.py:235-246); the published Video-KTR code adds 1e-4.
+
+A method that selects tokens computes the same advantages once more, in the kernel that weighs the tokens.
+Those are what the actor is trained on, and :func:`require_same` compares them with the estimator's.
 """
 
 from functools import partial
@@ -11,10 +14,14 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from keytoken.attribution.types import Signals
+from keytoken.errors import KernelError
 from keytoken.losses.advantage import group_advantages
 from keytoken.verl_adapter.compat import ADV_ESTIMATOR_REGISTRY, register_adv_est
 
 NAME = "keytoken_grpo"
+# Eight units in the last place of float32: what two orders of summation may differ by.
+ROUNDING = 1e-6
 
 
 def install_estimator(epsilon: float) -> None:
@@ -61,3 +68,38 @@ def grpo_advantages(
         )
         broadcast = advantages[:, None] * response_mask
     return broadcast, broadcast
+
+
+def require_same(found: Tensor, estimated: Tensor, signals: Signals) -> float:
+    """Compare the advantages of the selection with those of the estimator.
+
+    The rounding of a group's mean is divided by its standard deviation, which may be small: the bound grows
+    with the largest ratio of an advantage to its reward's distance from the mean.
+
+    Args:
+        found: [B] by the selection.
+        estimated: [B, T] by the estimator, 0 outside the response mask.
+        signals: mask, prompts and outcomes.
+
+    Returns:
+        The largest difference. NaN if the estimator's are not finite, which the loss refuses by itself.
+
+    Raises:
+        KernelError: they differ by more than rounding explains.
+    """
+    outcomes = signals.outcomes
+    if outcomes is None or estimated.numel() == 0:
+        return 0.0
+    gap = float((found[:, None] * signals.mask - estimated).abs().max())
+    if not bool(estimated.isfinite().all()):
+        return gap
+    distance = group_advantages(outcomes.rewards, signals.group, 0.0, divide_by_std=False).abs()
+    growth = torch.where(distance > 0, estimated.abs().amax(dim=1) / distance, 0.0).max()
+    bound = ROUNDING * (1.0 + float(outcomes.rewards.abs().max())) * (1.0 + float(growth))
+    if not gap <= bound:
+        raise KernelError(
+            f"The advantages of the selection differ from those of algorithm.adv_estimator={NAME} by "
+            f"{gap:.3g}, where rounding explains {bound:.3g}. One of them is wrong: train with "
+            "keytoken.kernels.impl=reference, and report this with the rewards of the batch."
+        )
+    return gap

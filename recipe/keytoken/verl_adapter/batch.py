@@ -10,7 +10,7 @@ from torch import Tensor
 from transfer_queue import KVBatchMeta
 
 from keytoken import fields
-from keytoken.attribution.types import Signals
+from keytoken.attribution.types import Outcomes, Signals, TokenWeights
 from keytoken.errors import WeightSyncError
 from keytoken.losses.policy import loss_totals
 from keytoken.verl_adapter.agent_loop import ANSWER_VISION_TOKENS
@@ -38,14 +38,18 @@ def read(batch: KVBatchMeta, names: list[str]) -> TensorDict:
     return tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=names)
 
 
-def read_signals(batch: KVBatchMeta, outputs: tuple[str, ...]) -> tuple[Signals, TensorDict]:
+def read_signals(
+    batch: KVBatchMeta, outputs: tuple[str, ...], reward: str | None = None, divide_by_std: bool = True
+) -> tuple[Signals, TensorDict]:
     """The signals of a batch, padded, and the ragged tensors they came from.
 
     Args:
         batch: the batch, after the old-log-prob pass and the attribution passes.
         outputs: the pass outputs that were written; empty for a method without views.
+        reward: the field of the token-level rewards; None if nobody needs them.
+        divide_by_std: whether advantages are divided by a standard deviation.
     """
-    data = read(batch, [*SIGNAL_FIELDS, *outputs])
+    data = read(batch, [*SIGNAL_FIELDS, *outputs, *([reward] if reward else [])])
     padded = {
         name: data[name].to_padded_tensor(0.0) if data[name].is_nested else data[name]
         for name in ("response_mask", "old_log_probs", "entropy", *outputs)
@@ -53,6 +57,11 @@ def read_signals(batch: KVBatchMeta, outputs: tuple[str, ...]) -> tuple[Signals,
     groups = np.unique(np.array([str(uid) for uid in data["uid"]]), return_inverse=True)[1]
     size = len(batch)
     real = padded.get(fields.REAL_LOG_PROB, padded["old_log_probs"])
+    outcomes = None
+    if reward:
+        outcomes = Outcomes(
+            rewards=data[reward].to_padded_tensor(0.0).sum(dim=-1), divide_by_std=divide_by_std
+        )
     signals = Signals(
         logp=real,
         logp_masked=padded.get(fields.MASKED_LOG_PROB),
@@ -62,18 +71,29 @@ def read_signals(batch: KVBatchMeta, outputs: tuple[str, ...]) -> tuple[Signals,
         group=torch.from_numpy(groups),
         has_visual=padded.get(fields.HAS_VISUAL, torch.zeros(size)).bool(),
         has_temporal=padded.get(fields.HAS_TEMPORAL, torch.zeros(size)).bool(),
+        outcomes=outcomes,
     )
     return signals, data
 
 
-def write_weights(batch: KVBatchMeta, weights: Tensor, mask: Tensor, response_mask: Tensor) -> KVBatchMeta:
-    """Write token weights and the counts that the loss divides by; returns the batch that holds them."""
-    totals = loss_totals(weights, mask)
+def write_weights(
+    batch: KVBatchMeta, result: TokenWeights, mask: Tensor, response_mask: Tensor
+) -> KVBatchMeta:
+    """Write token weights, the counts that the loss divides by, and advantages if there are any.
+
+    The advantages of a row's tokens are those of the row: the loss multiplies by the weights.
+
+    Returns:
+        The batch that holds them.
+    """
+    totals = loss_totals(result.weights, mask)
     counts = torch.tensor([totals.num_responses, totals.num_tokens, totals.num_selected])
     output = {
-        fields.TOKEN_WEIGHT: response_to_nested(weights, response_mask),
+        fields.TOKEN_WEIGHT: response_to_nested(result.weights, response_mask),
         fields.LOSS_TOTALS: counts.expand(len(batch), 3).contiguous(),
     }
+    if result.advantages is not None:
+        output["advantages"] = response_to_nested(result.advantages[:, None] * mask, response_mask)
     return tq.kv_batch_put(
         keys=batch.keys, partition_id=batch.partition_id, fields=TensorDict(output, batch_size=len(batch))
     )

@@ -18,13 +18,13 @@ from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 
 from keytoken import fields
-from keytoken.attribution.methods import compute_token_weights
+from keytoken.attribution.types import Signals, TokenWeights
 from keytoken.errors import ClusterError, WeightSyncError
 from keytoken.resources import num_slots
 from keytoken.schema import KeyTokenConfig
+from keytoken.verl_adapter import advantage as advantages
 from keytoken.verl_adapter import batch as batches
 from keytoken.verl_adapter import export, pools
-from keytoken.verl_adapter.advantage import install_estimator
 from keytoken.verl_adapter.bounded import bounded
 from keytoken.verl_adapter.compat import (
     PPOTrainerSeparateAsync,
@@ -59,7 +59,7 @@ class AttributionSteps(_Trainer):
     def __init__(self, config: DictConfig) -> None:
         block: Any = OmegaConf.to_container(config.keytoken, resolve=True)
         self.keytoken = KeyTokenConfig.from_mapping(block)
-        install_estimator(self.keytoken.method.advantage_epsilon)
+        advantages.install_estimator(self.keytoken.method.advantage_epsilon)
         super().__init__(config)
 
     @property
@@ -130,39 +130,50 @@ class AttributionSteps(_Trainer):
             passes = self.attribution_wg.compute_attribution(batches.pass_request(batch, self.global_steps))
         batch = super()._compute_old_log_prob(batch, metrics)
         if passes is not None:
-            self._wait_for(passes, metrics)
+            start = time.perf_counter()
+            self._result_of(passes.futures, "attribution passes")
+            metrics["attribution/wait_s"] = time.perf_counter() - start
         return batch
 
-    def _wait_for(self, passes: Any, metrics: dict[str, Any]) -> None:
+    def _result_of(self, futures: Any, what: str) -> Any:
         limit = self.keytoken.attribution.pass_timeout_s
-        start = time.perf_counter()
         try:
-            ray.get(passes.futures, timeout=limit)
+            return ray.get(futures, timeout=limit)
         except ray.exceptions.GetTimeoutError as slow:
             raise ClusterError(
-                f"The attribution passes of step {self.global_steps} did not end within {limit:g} s. Raise "
+                f"The {what} of step {self.global_steps} did not end within {limit:g} s. Raise "
                 "keytoken.attribution.pass_timeout_s, or give the group more workers "
                 "(keytoken.attribution.num_workers) or smaller micro-batches."
             ) from slow
-        metrics["attribution/wait_s"] = time.perf_counter() - start
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
-        """Advantages by verl, then the token weights of the method."""
+        """Advantages by verl, then the method: token weights, and with them the same advantages again."""
         batch = super()._compute_advantage(batch, metrics)
         outputs = _outputs_of(self.keytoken)
-        signals, data = batches.read_signals(batch, outputs)
+        algorithm = self.config.algorithm
+        by_std = bool(algorithm.get("norm_adv_by_std_in_grpo", True))
+        signals, data = batches.read_signals(batch, outputs, _reward_field(algorithm), by_std)
         metrics["data/quarantined_rows"] = len(self.train_dataset.quarantined)
         metrics.update(batches.batch_metrics(batch, signals, data))
         if outputs:
             self._check_passes(signals, data, metrics)
-        start = time.perf_counter()
-        result = compute_token_weights(signals, self.keytoken.method)
-        metrics["attribution/select_s"] = time.perf_counter() - start
-        weighted = batches.write_weights(batch, result.weights, signals.mask, data["response_mask"])
+        result = self._select(signals, data, metrics)
+        weighted = batches.write_weights(batch, result, signals.mask, data["response_mask"])
         batch.fields = weighted.fields
         metrics.update(result.metrics)
         export.maybe_write(self, batch, signals, result)
         return batch
+
+    def _select(self, signals: Signals, data: TensorDict, metrics: dict[str, Any]) -> TokenWeights:
+        """On the device of rank 0 of the group that runs the passes."""
+        start = time.perf_counter()
+        result = self._result_of(self.attribution_wg.select_tokens(signals), "selection of tokens")
+        metrics["attribution/select_s"] = time.perf_counter() - start
+        if result.advantages is not None:
+            estimated = data["advantages"].to_padded_tensor(0.0)
+            gap = advantages.require_same(result.advantages, estimated, signals)
+            metrics["kernels/advantage_gap_max"] = gap
+        return result
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         """verl's; the metrics of the kernels go by their own name, as in every other step."""
@@ -229,3 +240,10 @@ def _outputs_of(keytoken: KeyTokenConfig) -> tuple[str, ...]:
     real = (fields.REAL_LOG_PROB,) if keytoken.attribution.check_base else ()
     views = (name for view in keytoken.method.views for name in fields.view_outputs(view))
     return (fields.VERSION, fields.PASS_SECONDS, fields.STATIC_CLIP, *real, *views)
+
+
+def _reward_field(algorithm: DictConfig) -> str | None:
+    """Where the rewards lie that become advantages; None for estimators that are verl's own."""
+    if algorithm.adv_estimator != advantages.NAME:
+        return None
+    return "token_level_rewards" if algorithm.use_kl_in_reward else "rm_scores"

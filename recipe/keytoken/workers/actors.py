@@ -8,6 +8,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from keytoken.attribution.types import Signals, TokenWeights
 from keytoken.errors import WeightSyncError
 from keytoken.schema import KeyTokenConfig
 from keytoken.verl_adapter.compat import (
@@ -15,10 +16,12 @@ from keytoken.verl_adapter.compat import (
     CheckpointEngineRegistry,
     DetachActorWorker,
     Dispatch,
+    Execute,
     HeadSettings,
     TrainingWorker,
     TrainingWorkerConfig,
     convert_weight_keys,
+    get_device_name,
     import_external_libs,
     make_nd_compute_dataproto_dispatch_fn,
     omega_conf_to_dataclass,
@@ -29,6 +32,7 @@ from keytoken.verl_adapter.compat import (
 )
 from keytoken.workers.attribution import score_views
 from keytoken.workers.passes import PassSettings
+from keytoken.workers.selection import select_on
 
 if TYPE_CHECKING:
     from keytoken.verl_adapter.compat import ActorRolloutRefWorker as _ActorWorker
@@ -46,7 +50,19 @@ def pass_settings(actor_config: DictConfig, keytoken: KeyTokenConfig) -> PassSet
     )
 
 
-class AttributionWorker(TrainingWorker):
+class _SelectingWorker:
+    """Selects tokens: one worker is enough, because the whole batch fits on its device."""
+
+    keytoken: KeyTokenConfig
+
+    @register_worker_method(dispatch_mode=Dispatch.ALL_TO_ALL, execute_mode=Execute.RANK_ZERO, blocking=False)
+    def select_tokens(self, signals: Signals) -> TokenWeights:
+        """See :func:`keytoken.workers.selection.select_on`; rank 0 alone runs it."""
+        device = torch.device(get_device_name())
+        return select_on(device, signals, self.keytoken.method, self.keytoken.kernels.impl)
+
+
+class AttributionWorker(_SelectingWorker, TrainingWorker):
     """One rank of the attribution group: a forward-only FSDP2 copy of the policy.
 
     It receives the same weight broadcast as the rollout workers, so it offers the two methods that
@@ -117,7 +133,7 @@ class AttributionWorker(TrainingWorker):
         return convert_weight_keys(self.engine.module.state_dict(), self.engine.module)
 
 
-class _KeyTokenWorker(_ActorWorker):
+class _KeyTokenWorker(_SelectingWorker, _ActorWorker):
     """What verl's workers of the actor and the reference gain.
 
     The head of ``keytoken.kernels.head``, and the passes of ``attribution.placement=actor``, which run in the
