@@ -13,7 +13,7 @@ demo: setup  ## train a tiny video model by Video-KTR on this machine; ends with
 	.venv/bin/keytoken demo
 
 test: setup  ## unit tests, then the tests that start the real stack
-	$(PYTHON) -m pytest -m "not e2e and not gpu"
+	$(PYTHON) -m pytest -m "not e2e and not gpu" --numprocesses=2 --dist=loadfile
 	$(PYTHON) -m pytest -m e2e
 
 lint: setup  ## ruff (lint and format) and mypy
