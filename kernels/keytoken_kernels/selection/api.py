@@ -166,15 +166,17 @@ def _check_rewards(rewards: Tensor | None, groups: Segments | None, mask: Tensor
         raise ValueError(f"groups hold {len(groups.rows)} rows and the mask {len(mask)}; they must agree")
 
 
-def _row_keys(row_keys: Tensor | None, mask: Tensor, rule: str) -> Tensor:
-    """int32 [B] on the device of the mask; checked for ``rule="count"`` alone, which reads them."""
-    if rule == "count" and max(mask.shape) > MAX_HASHED:
+def _row_keys(row_keys: Tensor | None, mask: Tensor, rule: str) -> Tensor | None:
+    """int32 [B] on the device of the mask; None for ``rule="quantile"``, which does not read them."""
+    if rule != "count":
+        return None
+    if max(mask.shape) > MAX_HASHED:
         raise ValueError(
             f"rule='count' takes up to {MAX_HASHED} rows and tokens of a row; got {list(mask.shape)}. Split "
             "the batch, or use rule='quantile'"
         )
-    if row_keys is None or rule != "count":
-        return torch.arange(len(mask), dtype=torch.int32, device=mask.device)
+    if row_keys is None:
+        return torch.arange(len(mask), dtype=torch.int32).to(mask.device, non_blocking=True)
     if row_keys.device.type != "cpu" or row_keys.shape != mask.shape[:1] or row_keys.is_floating_point():
         raise ValueError(
             f"row_keys must be integers [{len(mask)}] on the CPU; got {row_keys.dtype} "

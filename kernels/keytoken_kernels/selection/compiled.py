@@ -41,6 +41,8 @@ def case(kernel: Any, name: str, *, num_warps: int, **constants: Any) -> Compile
     Three signals, each with a baseline and rows in which it does not exist; widths that are multiples of 16.
     """
     constants = {"ABSOLUTE": 3, "FLOAT_RANKS": 2**24, "NUM": 3, "PADDED": 4, "DIVIDE": True} | constants
+    if not constants["COUNT"]:
+        constants["row_keys"] = None
     known = POINTERS | NUMBERS
     signature = {
         argument: known[argument if argument in known else argument.rstrip("012")]

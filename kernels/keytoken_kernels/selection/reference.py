@@ -25,7 +25,7 @@ def select(
     rule: Rule,
     floor: float | None,
     seed: int,
-    row_keys: Tensor,
+    row_keys: Tensor | None,
     rewards: Tensor | None,
     groups: Segments | None,
     epsilon: float,
@@ -35,7 +35,7 @@ def select(
     """See :func:`keytoken_kernels.selection.api.select`."""
     valid = torch.stack([mask if s.applies is None else mask & s.applies[:, None] for s in signals])
     scores = torch.stack([_score(signal) for signal in signals]).masked_fill(~valid, 0.0)
-    hashes = position_hash(row_keys, mask.shape[1], seed) if rule == "count" else None
+    hashes = None if row_keys is None else position_hash(row_keys, mask.shape[1], seed)
     selected = torch.zeros_like(valid)
     thresholds = scores.new_full((len(segments), len(signals)), torch.nan)
     for segment, rows in enumerate(_members(segments)):

@@ -189,7 +189,7 @@ def select(
     rule: Rule,
     floor: float | None,
     seed: int,
-    row_keys: Tensor,
+    row_keys: Tensor | None,
     rewards: Tensor | None,
     groups: Segments | None,
     epsilon: float,
