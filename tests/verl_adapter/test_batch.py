@@ -14,6 +14,7 @@ from transfer_queue import KVBatchMeta
 from keytoken import fields
 from keytoken.attribution.types import TokenWeights
 from keytoken.errors import WeightSyncError
+from keytoken.schema import ViewConfig
 from keytoken.verl_adapter import batch as batches
 from keytoken.verl_adapter.agent_loop import ANSWER_VISION_TOKENS
 
@@ -76,7 +77,7 @@ def test_the_order_does_not_depend_on_arrival() -> None:
 
 @pytest.mark.usefixtures("stored")
 def test_signals_are_the_stored_tensors_padded() -> None:
-    signals, _ = batches.read_signals(meta(KEYS), OUTPUTS)
+    signals, _ = batches.read_signals(meta(KEYS), OUTPUTS, ViewConfig())
     assert signals.mask.int().tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 0]]
     assert signals.logp[0].tolist() == [-1.0, -2.5, -3.0]  # the group's own, not the actor's
     assert signals.logp_masked is not None and signals.logp_masked[2].tolist() == [-9.0, -9.0, 0.0]
@@ -86,9 +87,23 @@ def test_signals_are_the_stored_tensors_padded() -> None:
     assert signals.has_temporal.tolist() == [False, False, True, True]
 
 
+def test_the_signals_come_from_the_views_of_the_method(stored: TensorDict) -> None:
+    view = ViewConfig(visual="blank", temporal="reversed")
+    names = (*fields.view_outputs("blank"), *fields.view_outputs("reversed"))
+    for name, value in zip(names, (-3.0, 1, -4.0, 0), strict=True):
+        empty = (
+            torch.full((4,), value) if isinstance(value, int) else ragged([[value] * n for n in (3, 1, 2, 2)])
+        )
+        stored[name] = empty
+    signals, _ = batches.read_signals(meta(KEYS), (*names, fields.STATIC_CLIP), view)
+    assert signals.logp_masked is not None and signals.logp_masked[2].tolist() == [-3.0, -3.0, 0.0]
+    assert signals.logp_shuffled is not None and signals.logp_shuffled[1].tolist() == [-4.0, 0.0, 0.0]
+    assert signals.has_visual.all() and not signals.has_temporal.any()
+
+
 @pytest.mark.usefixtures("stored")
 def test_a_method_without_views_reads_the_actors_log_probs() -> None:
-    signals, _ = batches.read_signals(meta(KEYS), ())
+    signals, _ = batches.read_signals(meta(KEYS), (), ViewConfig())
     assert signals.logp[0].tolist() == [-1.0, -2.0, -3.0]
     assert signals.logp_masked is None and signals.logp_shuffled is None
     assert not signals.has_visual.any() and not signals.has_temporal.any()
@@ -98,7 +113,7 @@ def test_a_method_without_views_reads_the_actors_log_probs() -> None:
 @pytest.mark.usefixtures("stored")
 @pytest.mark.parametrize("by_std", [True, False])
 def test_rewards_of_an_answer_are_the_sum_over_its_tokens(by_std: bool) -> None:
-    signals, _ = batches.read_signals(meta(KEYS), OUTPUTS, "rm_scores", by_std)
+    signals, _ = batches.read_signals(meta(KEYS), OUTPUTS, ViewConfig(), "rm_scores", by_std)
     assert signals.outcomes is not None
     assert signals.outcomes.rewards.tolist() == [1.0, 1.0, 2.0, 0.5]
     assert signals.outcomes.divide_by_std is by_std
@@ -106,7 +121,7 @@ def test_rewards_of_an_answer_are_the_sum_over_its_tokens(by_std: bool) -> None:
 
 @pytest.mark.usefixtures("stored")
 def test_metrics_of_a_batch() -> None:
-    signals, data = batches.read_signals(meta(KEYS), OUTPUTS)
+    signals, data = batches.read_signals(meta(KEYS), OUTPUTS, ViewConfig())
     assert batches.batch_metrics(meta(KEYS), signals, data) == {
         "attribution/groups_without_advantage": 0.5,  # all rewards of prompt b were equal
         "attribution/answer_vision_tokens": 7.0,
@@ -118,13 +133,13 @@ def test_metrics_of_a_batch() -> None:
 
 @pytest.mark.usefixtures("stored")
 def test_metrics_without_a_shuffled_pass() -> None:
-    signals, data = batches.read_signals(meta(KEYS), ())
+    signals, data = batches.read_signals(meta(KEYS), (), ViewConfig())
     assert "attribution/static_clips" not in batches.batch_metrics(meta(KEYS), signals, data)
 
 
 @pytest.mark.usefixtures("stored")
 def test_base_gap_is_the_largest_difference_at_an_answer_token() -> None:
-    signals, data = batches.read_signals(meta(KEYS), OUTPUTS)
+    signals, data = batches.read_signals(meta(KEYS), OUTPUTS, ViewConfig())
     assert batches.base_gap(signals, data) == 0.5
     signals.logp[1, 2] = 100.0  # padding
     assert batches.base_gap(signals, data) == 0.5
@@ -147,7 +162,7 @@ def test_weights_are_written_ragged_with_the_counts_of_the_batch(
 ) -> None:
     written: dict[str, Any] = {}
     monkeypatch.setattr(batches.tq, "kv_batch_put", lambda **call: written.update(call))
-    signals, data = batches.read_signals(meta(KEYS), OUTPUTS)
+    signals, data = batches.read_signals(meta(KEYS), OUTPUTS, ViewConfig())
     weights = torch.tensor([[1.0, 0, 1], [0, 0, 0], [0.5, 0, 0], [0, 0, 0]])
     result = TokenWeights(
         weights=weights,

@@ -13,6 +13,7 @@ from keytoken import fields
 from keytoken.attribution.types import Outcomes, Signals, TokenWeights
 from keytoken.errors import WeightSyncError
 from keytoken.losses.policy import loss_totals
+from keytoken.schema import ViewConfig
 from keytoken.verl_adapter.agent_loop import ANSWER_VISION_TOKENS
 from keytoken.verl_adapter.compat import response_to_nested
 
@@ -39,13 +40,18 @@ def read(batch: KVBatchMeta, names: list[str]) -> TensorDict:
 
 
 def read_signals(
-    batch: KVBatchMeta, outputs: tuple[str, ...], reward: str | None = None, divide_by_std: bool = True
+    batch: KVBatchMeta,
+    outputs: tuple[str, ...],
+    view: ViewConfig,
+    reward: str | None = None,
+    divide_by_std: bool = True,
 ) -> tuple[Signals, TensorDict]:
     """The signals of a batch, padded, and the ragged tensors they came from.
 
     Args:
         batch: the batch, after the old-log-prob pass and the attribution passes.
         outputs: the pass outputs that were written; empty for a method without views.
+        view: the views behind the visual and the temporal signal.
         reward: the field of the token-level rewards; None if nobody needs them.
         divide_by_std: whether advantages are divided by a standard deviation.
     """
@@ -57,6 +63,7 @@ def read_signals(
     groups = np.unique(np.array([str(uid) for uid in data["uid"]]), return_inverse=True)[1]
     size = len(batch)
     real = padded.get(fields.REAL_LOG_PROB, padded["old_log_probs"])
+    (visual, has_visual), (temporal, has_temporal) = map(fields.view_outputs, (view.visual, view.temporal))
     outcomes = None
     if reward:
         outcomes = Outcomes(
@@ -64,13 +71,13 @@ def read_signals(
         )
     signals = Signals(
         logp=real,
-        logp_masked=padded.get(fields.MASKED_LOG_PROB),
-        logp_shuffled=padded.get(fields.SHUFFLED_LOG_PROB),
+        logp_masked=padded.get(visual),
+        logp_shuffled=padded.get(temporal),
         entropy=padded["entropy"],
         mask=padded["response_mask"].bool(),
         group=torch.from_numpy(groups),
-        has_visual=padded.get(fields.HAS_VISUAL, torch.zeros(size)).bool(),
-        has_temporal=padded.get(fields.HAS_TEMPORAL, torch.zeros(size)).bool(),
+        has_visual=padded.get(has_visual, torch.zeros(size)).bool(),
+        has_temporal=padded.get(has_temporal, torch.zeros(size)).bool(),
         outcomes=outcomes,
     )
     return signals, data

@@ -152,7 +152,8 @@ class AttributionSteps(_Trainer):
         outputs = _outputs_of(self.keytoken)
         algorithm = self.config.algorithm
         by_std = bool(algorithm.get("norm_adv_by_std_in_grpo", True))
-        signals, data = batches.read_signals(batch, outputs, _reward_field(algorithm), by_std)
+        view, reward = self.keytoken.method.view, _reward_field(algorithm)
+        signals, data = batches.read_signals(batch, outputs, view, reward, by_std)
         metrics["data/quarantined_rows"] = len(self.train_dataset.quarantined)
         metrics.update(batches.batch_metrics(batch, signals, data))
         if outputs:
