@@ -325,7 +325,8 @@ def test_the_first_signal_gives_the_weight(plan: str, run_plan: Run) -> None:
         Signal(values=entropy, ratio=1 / 3, weight=1.0),  # 3 of 9
         Signal(values=visual, absolute=True, ratio=1 / 3, weight=0.5),
     ]
-    found = run_plan(plan, signals, mask, Segments.of(torch.zeros(2, dtype=torch.long)), rule="count")
+    together = Segments.of(torch.zeros(2, dtype=torch.long))
+    found = run_plan(plan, signals, mask, together, rule="count", notable=7.0)
     assert found.weights.tolist() == [[1.0, 1.0, 1.0, 0.5, 0, 0], [0, 0, 0.5, 0, 0, 0]]
     assert dict(zip(TOTALS, found.totals[0].tolist(), strict=True)) == {
         "tokens": 9,
@@ -337,7 +338,7 @@ def test_the_first_signal_gives_the_weight(plan: str, run_plan: Run) -> None:
         "valid": 9,
         "selected": 3,
         "non_finite": 0,
-        "notable": 3,
+        "notable": 2,  # above 7
     }
 
 
@@ -512,21 +513,31 @@ def test_launches_are_few_and_nobody_waits(
     launched: list[str] = []
 
     class Counter:
-        def __init__(self, name: str) -> None:
-            self.name = name
+        """Counts launches, and refuses arguments that the compiler would refuse."""
+
+        def __init__(self, name: str, kernel: Any) -> None:
+            self.name, self.arguments = name, set(kernel.arg_names)
 
         def __getitem__(self, grid: Any) -> Callable[..., None]:
             assert all(size > 0 for size in grid)
-            return lambda **_: launched.append(self.name)
+            return self.launch
+
+        def launch(self, **given: Any) -> None:
+            assert set(given) - {"num_warps", "enable_fp_fusion", "maxnreg"} == self.arguments
+            launched.append(self.name)
 
     class NoReading(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             assert "_local_scalar_dense" not in str(func) and "nonzero" not in str(func), func
             return func(*args, **(kwargs or {}))
 
-    for name in ("fused_kernel", "threshold_kernel", "apply_kernel"):
-        monkeypatch.setattr(kernels, name, Counter(name))
-    monkeypatch.setattr(kernels.radix, "digit_kernel", Counter("digit_kernel"))
+    for module, name in (
+        (kernels, "fused_kernel"),
+        (kernels, "threshold_kernel"),
+        (kernels, "apply_kernel"),
+        (kernels.radix, "digit_kernel"),
+    ):
+        monkeypatch.setattr(module, name, Counter(name, getattr(module, name)))
     case = Case(6, "group")
     segments, groups = Segments.of(case.ids), Segments.of(case.groups)
     with NoReading():
