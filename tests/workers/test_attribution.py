@@ -14,6 +14,7 @@ from keytoken import fields
 from keytoken.attribution.views import VIEWS, ModelInput, View, ViewContext, VisionFormat, permute_frames
 from keytoken.errors import InertViewError, NonFiniteError
 from keytoken.schema import ViewConfig
+from keytoken.view_config import BlackenedConfig
 from keytoken.workers.attribution import score_views, view_row
 from keytoken.workers.rows import rows_of
 
@@ -136,6 +137,27 @@ def test_every_other_view_is_a_forward_of_its_pixels(
                 torch.testing.assert_close(scored, wanted, **TOLERANCE)
                 assert (scored - real).abs().max() > 1e-4, (view, name)
     assert fields.SHUFFLED_LOG_PROB not in output.keys()  # noqa: SIM118 - a TensorDict is no dict
+
+
+@pytest.mark.usefixtures("engine")
+def test_seed_and_options_reach_the_views(
+    worker: Any, mixed: dict[str, Any], as_batch: Callable[..., TensorDict]
+) -> None:
+    """Six frames in another order, and squares of another size: the same answer, other log-probs."""
+    batch = as_batch([mixed["image and video"]])
+
+    def scores(view: ViewConfig, seed: int = 0) -> list[torch.Tensor]:
+        output = run(worker, batch, view=view, shuffle_seed=seed)
+        return [output[fields.view_outputs(name)[0]][0] for name in (view.visual, view.temporal)]
+
+    small, large = (
+        ViewConfig(visual="blackened", blackened=BlackenedConfig(size=size, p=0.5)) for size in (14, 28)
+    )
+    first = scores(small)
+    for changed, same in zip(scores(small, seed=1), first, strict=True):
+        assert (changed - same).abs().max() > 1e-5
+    squares, order = (a - b for a, b in zip(scores(large), first, strict=True))
+    assert squares.abs().max() > 1e-5 and order.abs().max() < 1e-6
 
 
 @pytest.mark.usefixtures("engine")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from keytoken.attribution.views import VIEWS, ModelInput, ViewContext, VisionFormat, shows_one_picture
+from keytoken.attribution.views.base import pixel_view
 from keytoken.errors import InertViewError
 
 VISUAL = {"masked", "blank", "blackened"}
@@ -44,6 +45,7 @@ def prompts(media: Callable[..., dict[str, torch.Tensor]], prompt_with: Callable
         "palindrome": media([torch.stack([a, b, b, a])]),
         "equal tubelets": media([torch.stack([a, b, a, b])]),
         "static and moving": media([still, walk]),
+        "moving and static": media([walk, still]),
         "image and video": media([walk], [a]),
         "image and static": media([still], [a]),
     }
@@ -61,17 +63,18 @@ LACKING = {
     "palindrome": {"reversed"},
     "equal tubelets": {"tubelets"},
     "static and moving": set(),
+    "moving and static": set(),
     "image and video": set(),
     "image and static": TEMPORAL,
 }
 
 
 def test_the_kinds() -> None:
-    assert {name for name, view in VIEWS.items() if view.kind == "visual"} == VISUAL
-    assert {name for name, view in VIEWS.items() if view.kind == "temporal"} == TEMPORAL
+    assert {VIEWS[name].kind for name in VISUAL} == {"visual"}
+    assert {VIEWS[name].kind for name in TEMPORAL} == {"temporal"}
 
 
-@pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.parametrize("name", sorted(VISUAL | TEMPORAL))
 def test_inputs_have_the_views_that_change_them(name: str, prompts: Prompts, context: ViewContext) -> None:
     """Text has none, images no temporal ones, and nobody one that would show the same picture again."""
     lacking = {kind for kind, inputs in prompts.items() if VIEWS[name].build(inputs, context) is None}
@@ -102,6 +105,17 @@ def test_a_view_of_pixels_changes_pixels_only(name: str, prompts: Prompts, conte
             assert changed == {"pixel_values_videos"}, kind
         for key in changed:
             assert view.media[key].shape == before[key].shape and view.media[key].dtype == before[key].dtype
+
+
+def test_a_temporal_view_leaves_images_alone(prompts: Prompts, context: ViewContext) -> None:
+    """Whatever it would do to them."""
+    darken = pixel_view("temporal", lambda clip: clip.patches - 1.0)
+    assert darken.build(prompts["image"], context) is None
+    view = darken.build(prompts["image and video"], context)
+    assert view is not None
+    before = prompts["image and video"].media
+    assert torch.equal(view.media["pixel_values"], before["pixel_values"])
+    assert torch.equal(view.media["pixel_values_videos"], before["pixel_values_videos"] - 1.0)
 
 
 @pytest.mark.parametrize("name", VIEWS)
