@@ -50,8 +50,9 @@ class Run:
     folder: Path
 
     def metrics(self) -> list[dict[str, float]]:
-        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
-        return [json.loads(line)["data"] for line in lines]
+        """One for each training step; the step 0 of a validation before training is left out."""
+        rows = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        return [row["data"] for row in rows if row["step"] > 0]
 
     def validation(self, step: int) -> dict[tuple[str, str, str], str]:
         """Held-out answers by prompt, decoding and number of the answer."""
