@@ -54,11 +54,11 @@ class Run:
         rows = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
         return [row["data"] for row in rows if row["step"] > 0]
 
-    def validation(self, step: int) -> dict[tuple[str, str, str], str]:
-        """Held-out answers by prompt, decoding and number of the answer."""
+    def validation(self, step: int) -> list[tuple[str, str, str]]:
+        """Held-out answers, sorted: prompt, number of the answer, answer."""
         lines = (self.folder / "validation" / f"{step}.jsonl").read_text().splitlines()
         rows = [json.loads(line) for line in lines]
-        return {(r["prompt_id"], r["decoding"], r["uid"].split("_", 1)[1]): r["output"] for r in rows}
+        return sorted((row["input"], row["uid"].split("_", 1)[1], row["output"]) for row in rows)
 
     def tokens(self, step: int) -> pd.DataFrame:
         return pd.read_parquet(self.folder / "tokens" / f"step_{step:06d}.parquet")
