@@ -101,3 +101,19 @@ def test_no_selection_keeps_all_tokens(ragged_signals: Build) -> None:
     signals = ragged_signals([9, 3], [0, 0])
     config = dataclasses.replace(load_preset("video_ktr"), selection=None)
     assert torch.equal(compute_token_weights(signals, config).selected, signals.mask)
+
+
+def test_every_signal_has_its_own_ratio(ragged_signals: Build) -> None:
+    method = load_preset("video_ktr")
+    assert method.selection is not None
+    selection = dataclasses.replace(
+        method.selection, scope="batch", visual_ratio=0.1, temporal_ratio=0.3, entropy_ratio=0.5
+    )
+    result = compute_token_weights(
+        ragged_signals([40, 60], [0, 1]), dataclasses.replace(method, selection=selection)
+    )
+    assert {name: int(mask.sum()) for name, mask in result.masks.items()} == {
+        "visual": 10,
+        "temporal": 30,
+        "entropy": 50,
+    }
