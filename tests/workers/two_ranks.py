@@ -8,21 +8,18 @@ shard and its full tensor, and the messages of two broadcasts that do not fit.
 
 import asyncio
 import dataclasses
-import multiprocessing
-import os
 import sys
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from rank_processes import run_ranks
 
 from keytoken.errors import WeightSyncError
 from keytoken.schema import KeyTokenConfig
 from keytoken.workers.actors import AttributionWorker
 
-WORLD_SIZE = 2
 LIMIT_S = 200.0
 
 
@@ -53,16 +50,7 @@ def scored(worker: Any, batch: Any) -> dict[str, list[Any]]:
     }
 
 
-def rank_main(rank: int, inputs: dict[str, Any], folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(
-        WORLD_SIZE=str(WORLD_SIZE),
-        RANK=str(rank),
-        LOCAL_RANK="0",
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT="0",
-        DIST_INIT_METHOD=f"file://{folder / 'store'}",
-    )
+def score(rank: int, inputs: dict[str, Any]) -> dict[str, Any]:
     config = inputs["config"]
     keytoken = KeyTokenConfig.from_mapping(OmegaConf.to_container(config.keytoken))
     worker = AttributionWorker(config.actor_rollout_ref, keytoken)
@@ -79,23 +67,8 @@ def rank_main(rank: int, inputs: dict[str, Any], folder: Path) -> None:
     result["missing"] = refused(worker, {name: value for name, value in weights.items() if name != first})
     result["unknown"] = refused(worker, {**weights, "no.such.weight": weights[first]})
     result["version"] = worker.version
-    torch.save(result, folder / f"rank{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def main(inputs_path: str, folder: str) -> int:
-    inputs = torch.load(inputs_path, weights_only=False)
-    fork = multiprocessing.get_context("fork")
-    ranks = [fork.Process(target=rank_main, args=(rank, inputs, Path(folder))) for rank in range(WORLD_SIZE)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(LIMIT_S)
-    codes = [process.exitcode for process in ranks]
-    for process in ranks:
-        process.kill()
-    return 0 if codes == [0] * WORLD_SIZE else 1
+    return result
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(run_ranks(score, LIMIT_S))

@@ -7,15 +7,13 @@ reference log-probs) and the loss (``loss``). Rank r writes ``rank<r>.pt``, for 
 rows; and how many rows of the head it holds.
 """
 
-import multiprocessing
-import os
 import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from rank_processes import run_ranks
 
 from keytoken import fields
 from keytoken.losses.policy import LossTotals, loss_totals
@@ -24,7 +22,6 @@ from keytoken.verl_adapter.compat import no_padding_2_padding, tensordict_utils
 from keytoken.verl_adapter.loss import token_weighted_loss
 from keytoken.workers.actors import SeparateActorWorker
 
-WORLD_SIZE = 2
 LIMIT_S = 180.0
 SETTINGS = {
     "temperature": 0.8,
@@ -79,21 +76,10 @@ def update(worker: Any, batch: Any, loss: Any, settings: HeadSettings) -> dict[s
     }
 
 
-def rank_main(rank: int, inputs: dict[str, Any], folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(
-        WORLD_SIZE=str(WORLD_SIZE),
-        RANK=str(rank),
-        LOCAL_RANK="0",
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT="0",
-        DIST_INIT_METHOD=f"file://{folder / 'store'}",
-    )
+def compare(rank: int, inputs: dict[str, Any]) -> dict[str, Any]:
     for batch in inputs["batches"]:
         tensordict_utils.assign_non_tensor(batch, **SETTINGS)
-    results = {name: both_heads(rank, config, inputs) for name, config in inputs["configs"].items()}
-    torch.save(results, folder / f"rank{rank}.pt")
-    torch.distributed.destroy_process_group()
+    return {name: both_heads(rank, config, inputs) for name, config in inputs["configs"].items()}
 
 
 def both_heads(rank: int, config: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Any]:
@@ -113,19 +99,5 @@ def both_heads(rank: int, config: dict[str, Any], inputs: dict[str, Any]) -> dic
     }
 
 
-def main(inputs_path: str, folder: str) -> int:
-    inputs = torch.load(inputs_path, weights_only=False)
-    fork = multiprocessing.get_context("fork")
-    ranks = [fork.Process(target=rank_main, args=(rank, inputs, Path(folder))) for rank in range(WORLD_SIZE)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(LIMIT_S)
-    codes = [process.exitcode for process in ranks]
-    for process in ranks:
-        process.kill()
-    return 0 if codes == [0] * WORLD_SIZE else 1
-
-
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(run_ranks(compare, LIMIT_S))

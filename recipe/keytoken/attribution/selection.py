@@ -20,10 +20,8 @@ from keytoken.attribution.scores import refuse_non_finite
 from keytoken.attribution.types import Signals, TokenWeights
 from keytoken_kernels.dispatch import Impl, resolve
 from keytoken_kernels.selection import Segments, Selection, Signal, select
+from keytoken_kernels.selection.api import DEFAULT_NOTABLE as NOTABLE_NATS
 from keytoken_kernels.selection.api import OP
-
-# Scores below this are mostly noise: a log-prob difference of 0.05 is a change of probability by 5 percent.
-NOTABLE_NATS = 0.05
 
 Scope = Literal["response", "group", "batch"]
 
