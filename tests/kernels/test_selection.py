@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any
@@ -194,7 +195,7 @@ def by_count(case: Case, number: int, seed: int, row_keys: list[int]) -> np.ndar
         tokens = [tuple(place) for place in places.nonzero().tolist()]
         hashes = mix(mix(np.array([row_keys[i] << 16 | t for i, t in tokens], np.uint32)) ^ np.uint32(seed))
         best = sorted(zip(tokens, hashes, strict=True), key=lambda pair: (-scores[pair[0]], -int(pair[1])))
-        for token, _ in best[: int(ratio * len(tokens) + Fraction(1, 2))]:
+        for token, _ in best[: math.ceil(ratio * len(tokens))]:
             expected[token] = True
     return expected
 
@@ -490,7 +491,8 @@ def test_ranks_beyond_float32_agree_with_the_reference(
 
 def test_the_largest_number_of_32_bit_ranks() -> None:
     assert reference.kept_count(2**31 - 1, 1.0) == 2**31 - 1
-    assert [reference.kept_count(5, ratio) for ratio in (0.0, 0.1, 0.3, 0.7, 0.5, 0.09)] == [0, 1, 2, 4, 3, 0]
+    assert [reference.kept_count(5, ratio) for ratio in (0.0, 0.1, 0.3, 0.7, 0.5, 0.6)] == [0, 1, 2, 4, 3, 3]
+    assert [reference.kept_count(9, part / 9) for part in range(10)] == list(range(10))
 
 
 LAUNCHES = [

@@ -4,7 +4,7 @@ For every segment and signal, with ``n`` valid scores ``s`` sorted in ascending 
 
     quantile:  threshold = s_lo + (rank - lo) (s_hi - s_lo),  rank = (1 - ratio) (n - 1)
                selected  = score >= threshold                 (ties are kept together)
-    count:     selected  = the floor(ratio n + 1/2) best,     (ties by a seeded hash of row and position)
+    count:     selected  = the ceil(ratio n) best,            (ties by a seeded hash of row and position)
 
     weight     = weight of the first signal that selected the token, else 0
     advantage  = (r - mean) / (std + epsilon)                 over the rows of a group
@@ -60,7 +60,7 @@ def select(
         segments: Rows that share one threshold; they hold every row once.
         rule: ``quantile``: at or above the linearly interpolated quantile, as ``torch.quantile`` gives it. A
             NaN among the scores of a segment then selects nothing there. ``count``: exactly
-            ``floor(ratio n + 1/2)`` tokens (ratios count in units of 1e-9); also nothing for a NaN.
+            ``ceil(ratio n)`` tokens (ratios count in units of 1e-9); also nothing for a NaN.
         floor: A selected token also needs a score of at least this.
         seed: Changes how ``count`` breaks ties.
         row_keys: [B] integers on the CPU, all different, in [0, 65536): what ``count`` knows a row by, so

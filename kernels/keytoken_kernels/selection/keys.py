@@ -83,8 +83,8 @@ def quantile_rank(size, q, share, FLOAT_RANKS: tl.constexpr):
 
 @triton.jit
 def kept_count(size, share):
-    """Number of tokens that ``rule="count"`` keeps: ratio times size, halves up."""
-    return ((size.to(tl.int64) * share * 2 + UNITS) // (2 * UNITS)).to(tl.int32)
+    """Number of tokens that ``rule="count"`` keeps: ratio times size, rounded up."""
+    return ((size.to(tl.int64) * share + (UNITS - 1)) // UNITS).to(tl.int32)
 
 
 @triton.jit

@@ -111,14 +111,19 @@ def quantile(values: Tensor, ratio: float) -> Tensor:
         return torch.quantile(values, 1.0 - ratio)
     if bool(values.isnan().any()):
         return values.new_tensor(torch.nan)
-    below, rest = divmod((UNITS - round(ratio * UNITS)) * (values.numel() - 1), UNITS)
+    below, rest = divmod((UNITS - share(ratio, "quantile")) * (values.numel() - 1), UNITS)
     ordered = values.sort().values
     return torch.lerp(ordered[below], ordered[below + (rest > 0)], rest / UNITS)
 
 
 def kept_count(size: int, ratio: float) -> int:
-    """``ratio * size`` rounded to the nearest whole number, halves up."""
-    return (2 * size * round(ratio * UNITS) + UNITS) // (2 * UNITS)
+    """``ratio * size`` rounded up, as VPPO and 80/20 do: a selection in use takes at least one token."""
+    return -(-size * share(ratio, "count") // UNITS)
+
+
+def share(ratio: float, rule: Rule) -> int:
+    """The ratio in units: the nearest number; for a count the one below, so that 2/3 of 9 rounds up to 6."""
+    return int(ratio * UNITS) if rule == "count" else round(ratio * UNITS)
 
 
 def position_hash(row_keys: Tensor, width: int, seed: int) -> Tensor:

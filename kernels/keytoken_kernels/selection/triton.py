@@ -202,7 +202,7 @@ def select(
     if len(mask) == 0:
         return found
     search = {
-        **_signal_arguments(signals),
+        **_signal_arguments(signals, rule),
         "mask": _bytes(mask),
         "rows": segments.rows,
         "starts": segments.starts,
@@ -307,7 +307,7 @@ def _bytes(flags: Tensor) -> Tensor:
     return flags.contiguous().view(torch.int8)
 
 
-def _signal_arguments(signals: tuple[Signal, ...]) -> dict[str, Any]:
+def _signal_arguments(signals: tuple[Signal, ...], rule: Rule) -> dict[str, Any]:
     """Three signals for the kernels; the last one stands in for those that are missing."""
     arguments: dict[str, Any] = {"ABSOLUTE": sum(signal.absolute << i for i, signal in enumerate(signals))}
     for i in range(3):
@@ -317,7 +317,7 @@ def _signal_arguments(signals: tuple[Signal, ...]) -> dict[str, Any]:
             f"baseline{i}": None if signal.baseline is None else signal.baseline.contiguous(),
             f"applies{i}": None if signal.applies is None else _bytes(signal.applies),
             f"q{i}": 1.0 - signal.ratio,
-            f"share{i}": round(signal.ratio * reference.UNITS),
+            f"share{i}": reference.share(signal.ratio, rule),
         }
     return arguments
 
