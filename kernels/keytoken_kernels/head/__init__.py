@@ -2,5 +2,15 @@
 
 from keytoken_kernels.head.chunked import default_chunk_rows, head_log_probs
 from keytoken_kernels.head.differentiable import BackwardRecord, differentiable_head
+from keytoken_kernels.head.disagreement import Groups
+from keytoken_kernels.head.measures import HeadMeasures, head_measures
 
-__all__ = ["BackwardRecord", "default_chunk_rows", "differentiable_head", "head_log_probs"]
+__all__ = [
+    "BackwardRecord",
+    "Groups",
+    "HeadMeasures",
+    "default_chunk_rows",
+    "differentiable_head",
+    "head_log_probs",
+    "head_measures",
+]
