@@ -75,6 +75,7 @@ def ragged_signals(ragged_mask: Callable[[list[int], int], torch.Tensor]) -> Cal
             return values.masked_fill(~mask, torch.nan)
 
         logp = draw() - 2.0
+        together = torch.randn(max(group) + 1, mask.shape[1], generator=generator, dtype=dtype).abs()
         return Signals(
             logp=logp,
             logp_masked=logp + 0.5 * draw(),
@@ -84,6 +85,8 @@ def ragged_signals(ragged_mask: Callable[[list[int], int], torch.Tensor]) -> Cal
             group=torch.tensor(group),
             has_visual=torch.ones(len(lengths), dtype=torch.bool),
             has_temporal=torch.ones(len(lengths), dtype=torch.bool),
+            truncated_entropy=(draw() - 0.5).clamp(min=0.0),  # most are exactly 0, as in real batches
+            disagreement=together[torch.tensor(group)].masked_fill(~mask, torch.nan),
         )
 
     return build

@@ -23,6 +23,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -94,15 +95,26 @@ class CaseResult:
 
 
 def load_preset(name: str) -> MethodConfig:
-    """Read the method of one method file of the package ``keytoken_configs``.
+    """Read the method of one method file of the package ``keytoken_configs``, and of those it builds on.
 
     Some of them set keys of verl as well, which are left out here, and one takes the longest answer from the
     dataset's file, so that hydra alone can read it.
     """
+    return MethodConfig.from_mapping(_read_preset(name), where="keytoken.method")
+
+
+def _read_preset(name: str) -> dict[str, Any]:
     text = resources.files("keytoken_configs").joinpath("method", f"{name}.yaml").read_text(encoding="utf-8")
     content = yaml.safe_load(text)
-    method = content["keytoken"]["method"] if "keytoken" in content else content
-    return MethodConfig.from_mapping(method, where="keytoken.method")
+    bases = [base for base in content.pop("defaults", []) if base != "_self_"]
+    own = content["keytoken"]["method"] if "keytoken" in content else content
+    return reduce(_merged, (*(_read_preset(base) for base in bases), own))
+
+
+def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Both, block by block; where both have a value, that of ``own``."""
+    blocks = [key for key in own if isinstance(own[key], dict) and isinstance(base.get(key), dict)]
+    return {**base, **own, **{key: _merged(base[key], own[key]) for key in blocks}}
 
 
 def check_file(path: str | Path) -> list[CaseResult]:

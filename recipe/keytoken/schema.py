@@ -15,6 +15,11 @@ from keytoken.block import ROOT, Block, check_choices, require, unknown_name
 from keytoken.loss_config import LossConfig
 from keytoken.view_config import ViewConfig
 
+# Below this a weight may not be told from none (keytoken_kernels.selection refuses it too).
+SMALLEST_WEIGHT = 1e-30
+# Scores that say which of two views makes a token likelier.
+SIGNED_SCORES = ("difference", "probability")
+
 __all__ = [
     "AttributionConfig",
     "ExportConfig",
@@ -22,6 +27,7 @@ __all__ = [
     "KeyTokenConfig",
     "LossConfig",
     "MethodConfig",
+    "OrderBonusConfig",
     "SelectionConfig",
     "ViewConfig",
     "unknown_name",
@@ -35,12 +41,27 @@ class SelectionConfig(Block):
     Attributes:
         score_sign: ``signed`` keeps log p(real) - log p(view) as it is, so that tokens which become more
             likely without the video are never selected; ``absolute`` takes the magnitude.
-        scope: The set of tokens over which a quantile is taken: one response, all responses of one
+        scope: The set of tokens over which a share is taken: one response, all responses of one
             prompt (group), or the whole batch.
         visual_ratio: Share of tokens kept for their dependence on the video. 0 switches the signal off.
         temporal_ratio: The same for the order of the frames.
         entropy_ratio: The same for the policy's entropy.
-        floor: A kept token also needs a score of at least this many nats; null for no floor.
+        floor: A kept token also needs a score of at least this, in the unit of the score (nats, but for
+            ``score=probability``); null for no floor.
+        rule: ``quantile`` keeps what reaches the (1 - ratio) quantile, ties with it; ``count`` keeps exactly
+            ceil(ratio n) tokens and breaks ties by a seeded draw.
+        score: How a log-prob is compared with that of a view: a key of
+            :data:`keytoken.attribution.scores.COMPARISONS`.
+        probability_floor: Probabilities below this count as this before they are compared, so that a change
+            between two negligible ones is none; 0 for none.
+        entropy_top_p: The entropy is that of the smallest set of tokens with this mass (ToR: 0.95); null for
+            the whole distribution.
+        visual_weight: Weight of a token kept for its dependence on the video.
+        temporal_weight: The same for the order of the frames.
+        entropy_weight: The same for the entropy. Which weight a token gets that several signals keep, is the
+            method's choice.
+        advantage_conditioned: Whether every score is multiplied by the magnitude of its answer's advantage,
+            so that within a group or a batch answers that teach nothing lose their tokens to those that do.
     """
 
     score_sign: Literal["signed", "absolute"]
@@ -49,10 +70,22 @@ class SelectionConfig(Block):
     temporal_ratio: float
     entropy_ratio: float
     floor: float | None = None
+    rule: Literal["quantile", "count"] = "quantile"
+    score: Literal["difference", "probability", "k3", "jsd"] = "difference"
+    probability_floor: float = 0.0
+    entropy_top_p: float | None = None
+    visual_weight: float = 1.0
+    temporal_weight: float = 1.0
+    entropy_weight: float = 1.0
+    advantage_conditioned: bool = False
 
     def __post_init__(self) -> None:
         where = f"{ROOT}.method.selection"
         check_choices(self, where)
+        self._check_ratios(where)
+        self._check_scores(where)
+
+    def _check_ratios(self, where: str) -> None:
         for name in ("visual_ratio", "temporal_ratio", "entropy_ratio"):
             value = getattr(self, name)
             require(
@@ -65,6 +98,59 @@ class SelectionConfig(Block):
         require(
             self.floor is None or 0.0 <= self.floor < math.inf,
             f"{where}.floor is {self.floor}; use nats of at least 0, or null for no floor.",
+        )
+        for name in ("visual_weight", "temporal_weight", "entropy_weight"):
+            value = getattr(self, name)
+            require(
+                SMALLEST_WEIGHT <= value < math.inf,
+                f"{where}.{name} is {value}; use a number above 0, or switch the signal off by its ratio.",
+            )
+
+    def _check_scores(self, where: str) -> None:
+        require(
+            0.0 <= self.probability_floor < 1.0,
+            f"{where}.probability_floor is {self.probability_floor}; use 0 (none) to below 1, such as 1e-4.",
+        )
+        require(
+            self.entropy_top_p is None or 0.0 < self.entropy_top_p <= 1.0,
+            f"{where}.entropy_top_p is {self.entropy_top_p}; use a mass in (0, 1], or null for all of it.",
+        )
+        require(
+            self.score in SIGNED_SCORES or self.score_sign == "absolute",
+            f"{where}.score={self.score} is never negative and has no sign; set {where}.score_sign=absolute.",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class OrderBonusConfig(Block):
+    """T-GRPO's reward for prompts that are answered better with the frames in order (Video-R1).
+
+    Attributes:
+        shuffled_answers: Answers to each video prompt that are sampled from shuffled frames, for comparison
+            only; null for half the group.
+        threshold: The bonus is due where the mean accuracy of the ordered answers is at least this times that
+            of the shuffled ones.
+        bonus: What a right answer then gets.
+        min_accuracy: An answer is right above this accuracy.
+    """
+
+    shuffled_answers: int | None = None
+    threshold: float = 0.8
+    bonus: float = 0.3
+    min_accuracy: float = 0.1
+
+    def __post_init__(self) -> None:
+        where = f"{ROOT}.method.order_bonus"
+        require(
+            self.shuffled_answers is None or self.shuffled_answers >= 1,
+            f"{where}.shuffled_answers is {self.shuffled_answers}; use 1 or more, or null for half a group.",
+        )
+        for name in ("threshold", "bonus"):
+            value = getattr(self, name)
+            require(0.0 < value < math.inf, f"{where}.{name} is {value}; use a number above 0.")
+        require(
+            0.0 <= self.min_accuracy < 1.0,
+            f"{where}.min_accuracy is {self.min_accuracy}; use 0 to below 1, such as 0.1.",
         )
 
 
@@ -80,6 +166,10 @@ class MethodConfig(Block):
         positions: Positions in the masked view. ``kept`` leaves the remaining tokens where they were;
             ``compressed`` renumbers them from 0, as the published Video-KTR code does in effect.
         advantage_epsilon: Added to the group's standard deviation of rewards.
+        options: What only this method has; its own file names and checks the keys.
+        control: Replaces the weights for comparison: ``random`` puts those of every answer at random tokens
+            of the same answer, ``inverse`` gives 1 to the tokens that had none and 0 to the others.
+        order_bonus: T-GRPO's reward; null for none.
     """
 
     name: str
@@ -88,6 +178,9 @@ class MethodConfig(Block):
     view: ViewConfig = dataclasses.field(default_factory=ViewConfig)
     positions: Literal["kept", "compressed"] = "kept"
     advantage_epsilon: float = 1e-6
+    options: dict = dataclasses.field(default_factory=dict)
+    control: Literal["none", "random", "inverse"] = "none"
+    order_bonus: OrderBonusConfig | None = None
 
     def __post_init__(self) -> None:
         where = f"{ROOT}.method"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from omegaconf import DictConfig, OmegaConf
 
-from keytoken.attribution.methods import METHODS
+from keytoken.attribution.methods import method_of
 from keytoken.attribution.views import VIEWS
 from keytoken.data.contract import SamplingContract
 from keytoken.errors import ConfigurationError
@@ -109,16 +109,7 @@ def _types(config: DictConfig) -> None:
 
 
 def _method(config: DictConfig, keytoken: KeyTokenConfig) -> None:
-    name = keytoken.method.name
-    if name not in METHODS:
-        raise ConfigurationError(
-            unknown_name(f"method keytoken.method.name={name}", name, METHODS, "methods")
-        )
-    if name == "grpo" and keytoken.method.selection is not None:
-        raise ConfigurationError(
-            "keytoken.method.name=grpo weighs all tokens alike, but keytoken.method.selection is set; use "
-            "keytoken.method.selection=null, or method=video_ktr."
-        )
+    method_of(keytoken.method)
 
 
 def _views(config: DictConfig, keytoken: KeyTokenConfig) -> None:

@@ -13,16 +13,22 @@ from keytoken.attribution.scores import dependence
 from keytoken.attribution.types import Signals, TokenWeights
 from keytoken.errors import ConfigurationError, NonFiniteError
 from keytoken.golden import load_preset
+from keytoken.schema import SelectionConfig
 from keytoken_kernels.selection import Segments, select
 
 Build = Callable[..., Signals]
 
 
+def published() -> SelectionConfig:
+    selection = load_preset("video_ktr_official").selection
+    assert selection is not None
+    return selection
+
+
 def run(signals: Signals, **changes: object) -> TokenWeights:
     """The published method with other values of its selection."""
     method = load_preset("video_ktr_official")
-    assert method.selection is not None
-    selection = dataclasses.replace(method.selection, **changes)  # type: ignore[arg-type]
+    selection = dataclasses.replace(published(), **changes)  # type: ignore[arg-type]
     return compute_token_weights(signals, dataclasses.replace(method, selection=selection))
 
 
@@ -40,7 +46,8 @@ def test_signed_and_absolute_by_hand(sign: str, expected: list[float]) -> None:
         has_visual=here,
         has_temporal=~here,
     )
-    score = dependence(signals, "visual", 0.2, sign)  # type: ignore[arg-type]
+    selection = dataclasses.replace(published(), score_sign=sign)  # type: ignore[arg-type]
+    score = dependence("visual", signals, selection)
     assert select([score], mask, Segments.of(signals.group)).scores[0].tolist() == [expected]
 
 

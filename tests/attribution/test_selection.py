@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from keytoken.attribution.scores import uncertainty
-from keytoken.attribution.selection import segment_ids, select_tokens
+from keytoken.attribution.selection import segment_ids, select_by, select_tokens
 from keytoken.attribution.types import Outcomes, Signals, TokenWeights
+from keytoken.golden import load_preset
+from keytoken.schema import MethodConfig
 from keytoken_kernels.selection import Signal
 
 MaskOf = Callable[[list[int], int], torch.Tensor]
@@ -32,17 +33,18 @@ def signals_of(values: torch.Tensor, mask: torch.Tensor, group: list[int]) -> Si
     )
 
 
+def method_of(**selection: object) -> MethodConfig:
+    """The published method with other values of its selection."""
+    method = load_preset("video_ktr_official")
+    assert method.selection is not None
+    return dataclasses.replace(method, selection=dataclasses.replace(method.selection, **selection))  # type: ignore[arg-type]
+
+
 def by_entropy(
     signals: Signals, scope: str, ratio: float, floor: float | None = None, impl: str = "auto"
 ) -> TokenWeights:
-    return select_tokens(
-        {"entropy": uncertainty(signals, ratio)},
-        signals,
-        scope=scope,  # type: ignore[arg-type]
-        floor=floor,
-        advantage_epsilon=1e-4,
-        impl=impl,  # type: ignore[arg-type]
-    )
+    method = method_of(scope=scope, visual_ratio=0.0, temporal_ratio=0.0, entropy_ratio=ratio, floor=floor)
+    return select_tokens(signals, method, impl)  # type: ignore[arg-type]
 
 
 def select_by_hand(values: torch.Tensor, mask: torch.Tensor, segments: list[int], ratio: float) -> np.ndarray:
@@ -156,13 +158,8 @@ def test_metrics_by_hand(ragged_mask: MaskOf) -> None:
         ratio=0.2,
     )
     temporal = dataclasses.replace(visual, applies=torch.zeros(3, dtype=torch.bool))
-    found = select_tokens(
-        {"visual": visual, "temporal": temporal},
-        signals,
-        scope="batch",
-        floor=None,
-        advantage_epsilon=1e-4,
-        impl="reference",
+    found = select_by(
+        {"visual": visual, "temporal": temporal}, signals, method_of(scope="batch"), "reference"
     )
     assert found.weights.tolist() == [[1.0, 0.0, 0.0, 0.0], [0.0] * 4, [0.0] * 4]
     assert found.metrics == pytest.approx(

@@ -17,7 +17,7 @@ from keytoken.attribution.methods import METHODS
 from keytoken.compose import groups
 from keytoken.golden import load_preset
 from keytoken.main import load_config
-from keytoken.schema import LossConfig, MethodConfig
+from keytoken.schema import LossConfig, MethodConfig, SelectionConfig
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "keytoken_configs"
 DEMO = ["experiment=demo_cpu"]
@@ -34,7 +34,10 @@ kernels.head kernels.impl
 method.advantage_epsilon method.loss.clip_high method.loss.clip_low method.loss.constant_length
 method.loss.dual_clip method.loss.entropy_penalty method.loss.kl_clamp method.loss.kl_coef method.loss.level
 method.loss.mask_kl method.loss.normalizer method.loss.objective method.loss.perception_clip
-method.loss.perception_coef method.name method.positions
+method.loss.perception_coef method.control method.name method.options method.order_bonus method.positions
+method.selection.advantage_conditioned method.selection.entropy_top_p method.selection.entropy_weight
+method.selection.probability_floor method.selection.rule method.selection.score
+method.selection.temporal_weight method.selection.visual_weight
 method.selection.entropy_ratio method.selection.floor method.selection.scope method.selection.score_sign
 method.selection.temporal_ratio method.selection.visual_ratio
 method.view.blackened.p method.view.blackened.per method.view.blackened.size
@@ -114,15 +117,17 @@ def test_every_other_key_is_one_that_verl_lists(option: str) -> None:
         assert known or any(fnmatch(key, pattern) for pattern in UNLISTED.split()), key
 
 
-def test_every_method_has_a_file_of_its_name() -> None:
-    assert set(METHODS) <= set(groups()["method"])
+def test_every_method_has_a_file_that_names_it() -> None:
+    named = {run_with(f"method={option}").keytoken.method.name for option in groups()["method"]}
+    assert named == set(METHODS)
 
 
 def test_options_that_a_method_may_leave_out_have_the_defaults_of_the_schema() -> None:
     """Once where hydra knows them as keys, once where a method file is read without hydra."""
-    given = yaml.safe_load((FOLDER / "train.yaml").read_text(encoding="utf-8"))["keytoken"]["method"]["loss"]
-    fields = {field.name: field.default for field in dataclasses.fields(LossConfig)}
-    assert given == {name: fields[name] for name in given}
+    given = yaml.safe_load((FOLDER / "train.yaml").read_text(encoding="utf-8"))["keytoken"]["method"]
+    for block, kind in (("loss", LossConfig), ("selection", SelectionConfig)):
+        fields = {field.name: field.default for field in dataclasses.fields(kind)}
+        assert given[block] == {name: fields[name] for name in given[block]}
 
 
 # What a base loss says, typed from its paper, and what it sets beyond the method.
@@ -165,7 +170,7 @@ def test_base_losses(name: str, values: dict[str, object]) -> None:
         assert OmegaConf.select(run, where) == value, key
 
 
-@pytest.mark.parametrize("name", ["dapo", "gspo", "cispo", "grpo"])
+@pytest.mark.parametrize("name", [name for name in groups()["method"] if name != "dr_grpo"])
 def test_a_method_file_says_the_same_without_hydra(name: str) -> None:
     """dr_grpo alone cannot be read so: it takes the longest answer from the dataset's file."""
     composed = plain(run_with(f"method={name}").keytoken.method)

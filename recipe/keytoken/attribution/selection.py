@@ -1,8 +1,9 @@
 """From scores to a selection: the top share of each signal within a scope, joined over the signals.
 
 Source: Video-KTR (arXiv 2601.19686), hard selection of the top r percent of each signal and their union.
-The rule for ties follows the published code: every token at or above the linearly interpolated
-(1 - ratio) quantile is kept, so equal scores at the threshold are kept together.
+Two rules: ``quantile`` follows the published code, where every token at or above the linearly interpolated
+(1 - ratio) quantile is kept, so that equal scores at the threshold are kept together; ``count`` keeps exactly
+ceil(ratio n) tokens and breaks ties by a seeded draw, which scores that are mostly 0 need.
 Departure: an optional floor in nats. Where most scores are rounding noise around 0, a quantile alone keeps
 noise; the share of tokens above ``NOTABLE_NATS`` is always reported to make that visible.
 
@@ -11,19 +12,29 @@ Thresholds, selections and their counts come from :func:`keytoken_kernels.select
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
 
-from keytoken.attribution.scores import refuse_non_finite
+from keytoken.attribution.scores import conditioned, dependence, refuse_non_finite, uncertainty
 from keytoken.attribution.types import Signals, TokenWeights
+from keytoken.attribution.weights import keep_all
+from keytoken.errors import ConfigurationError
+from keytoken.schema import MethodConfig, SelectionConfig
 from keytoken_kernels.dispatch import Impl, resolve
-from keytoken_kernels.selection import Segments, Selection, Signal, select
+from keytoken_kernels.selection import Segments, Selection, Signal, group_advantages, select
 from keytoken_kernels.selection.api import DEFAULT_NOTABLE as NOTABLE_NATS
 from keytoken_kernels.selection.api import OP
 
 Scope = Literal["response", "group", "batch"]
+# The signals, in the order in which they are reported.
+MAKERS: dict[str, Callable[[Signals, SelectionConfig], Signal]] = {
+    "visual": partial(dependence, "visual"),
+    "temporal": partial(dependence, "temporal"),
+    "entropy": uncertainty,
+}
 
 
 def segment_ids(scope: Scope, group: torch.Tensor) -> torch.Tensor:
@@ -36,42 +47,64 @@ def segment_ids(scope: Scope, group: torch.Tensor) -> torch.Tensor:
 
 
 def select_tokens(
-    chosen: Mapping[str, Signal],
-    signals: Signals,
-    *,
-    scope: Scope,
-    floor: float | None,
-    advantage_epsilon: float,
-    impl: Impl,
+    signals: Signals, config: MethodConfig, impl: Impl, order: Sequence[str] = tuple(MAKERS)
 ) -> TokenWeights:
-    """Select by every signal and join: a token has the weight of the first signal that selects it.
+    """Select by every signal that ``config.selection`` switches on, and join; all tokens without a selection.
 
     Args:
-        chosen: The signals in use by name, in the order of their precedence.
-        signals: Mask, prompts, and outcomes if advantages are wanted.
-        scope: The tokens that share a quantile: one response, all responses to a prompt, or the batch.
-        floor: A kept token also needs a score of at least this many nats.
-        advantage_epsilon: Added to the standard deviation of a group's rewards.
+        signals: Log-probs, entropies, mask and prompts, and outcomes if advantages are wanted.
+        config: The method; its ``selection`` holds the shares, the scope and the scores.
+        impl: Implementation of the kernels.
+        order: The signals by precedence: a token has the weight of the first one that selects it.
+
+    Raises:
+        ConfigurationError: When a signal is on but what it is made of was not measured.
+        NonFiniteError: For a NaN or an infinity at an answer token.
+    """
+    selection = config.selection
+    if selection is None:
+        return keep_all(signals.mask)
+    switched_on = [name for name in order if getattr(selection, f"{name}_ratio") > 0.0]
+    chosen = {name: MAKERS[name](signals, selection) for name in switched_on}
+    return select_by(chosen, signals, config, impl)
+
+
+def select_by(
+    chosen: Mapping[str, Signal], signals: Signals, config: MethodConfig, impl: Impl
+) -> TokenWeights:
+    """The same for signals that a method made itself; the first one that selects a token gives its weight.
+
+    Args:
+        chosen: One to three signals by name, in the order of their precedence.
+        signals: See :func:`select_tokens`.
+        config: The method; its ``selection`` is set, and only scope, rule, floor and conditioning are read.
         impl: Implementation of the kernels.
 
     Raises:
+        ConfigurationError: When scores are to be multiplied by advantages that somebody else computes.
         NonFiniteError: For a NaN or an infinity at an answer token.
     """
-    outcomes = signals.outcomes
+    selection, outcomes = config.selection, signals.outcomes
+    assert selection is not None
+    if selection.advantage_conditioned:
+        chosen = _by_advantage(chosen, signals, config.advantage_epsilon)
     found = select(
         list(chosen.values()),
         signals.mask,
-        Segments.of(segment_ids(scope, signals.group)),
-        floor=floor,
+        Segments.of(segment_ids(selection.scope, signals.group)),
+        rule=selection.rule,
+        floor=selection.floor,
+        seed=signals.seed,
+        row_keys=signals.row_keys,
         rewards=None if outcomes is None else outcomes.rewards,
         groups=None if outcomes is None else Segments.of(signals.group),
-        epsilon=advantage_epsilon,
+        epsilon=config.advantage_epsilon,
         divide_by_std=outcomes is None or outcomes.divide_by_std,
         notable=NOTABLE_NATS,
         impl=impl,
     )
     if bool(found.count("non_finite").any()):
-        refuse_non_finite(chosen, signals.mask)
+        refuse_non_finite(chosen, signals)
     metrics = selection_metrics(found, {name: signal.ratio for name, signal in chosen.items()})
     metrics["kernels/impl"] = float(resolve(OP, impl, signals.mask.device) == "triton")
     return TokenWeights(
@@ -82,6 +115,19 @@ def select_tokens(
         metrics=metrics,
         advantages=found.response_advantages,
     )
+
+
+def _by_advantage(chosen: Mapping[str, Signal], signals: Signals, epsilon: float) -> dict[str, Signal]:
+    """Every score multiplied by the magnitude of its answer's advantage."""
+    outcomes = signals.outcomes
+    if outcomes is None:
+        raise ConfigurationError(
+            "keytoken.method.selection.advantage_conditioned=true needs the advantages of "
+            "algorithm.adv_estimator=keytoken_grpo; set that, or advantage_conditioned=false."
+        )
+    groups = Segments.of(signals.group).to(outcomes.rewards.device)
+    magnitudes = group_advantages(outcomes.rewards, groups, epsilon, outcomes.divide_by_std).abs()
+    return {name: conditioned(signal, magnitudes) for name, signal in chosen.items()}
 
 
 def selection_metrics(found: Selection, ratios: Mapping[str, float]) -> dict[str, float]:

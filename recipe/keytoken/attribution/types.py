@@ -39,6 +39,14 @@ class Signals:
         has_visual: [B] bool, false for text-only prompts.
         has_temporal: [B] bool, true for videos of at least two frames.
         outcomes: What the answers earned; None where somebody else computes the advantages.
+        truncated_entropy: [B, T] entropy of the smallest set of next tokens that holds a given mass
+            (``selection.entropy_top_p``); None if it was not measured.
+        disagreement: [B, T] how far the answers to one prompt disagree at each position (TW-GRPO), the same
+            for all of them; None if it was not measured.
+        row_keys: [B] integer on the CPU, all different: what ties and draws know an answer by, wherever it
+            stands in the batch. None for the number of the row.
+        seed: Of ties and draws; another one every step.
+        step: Training step, from 1.
 
     Rows of a view that do not apply (``has_visual`` or ``has_temporal`` false) are never read.
 
@@ -69,10 +77,15 @@ class Signals:
     has_visual: torch.Tensor
     has_temporal: torch.Tensor
     outcomes: Outcomes | None = None
+    truncated_entropy: torch.Tensor | None = None
+    disagreement: torch.Tensor | None = None
+    row_keys: torch.Tensor | None = None
+    seed: int = 0
+    step: int = 1
 
     def to(self, device: torch.device) -> Signals:
-        """The same signals on another device; ``group`` stays on the CPU."""
-        moved = _moved(self, device) | {"group": self.group}
+        """The same signals on another device; ``group`` and ``row_keys`` stay on the CPU."""
+        moved = _moved(self, device) | {"group": self.group, "row_keys": self.row_keys}
         if self.outcomes is not None:
             moved["outcomes"] = dataclasses.replace(self.outcomes, **_moved(self.outcomes, device))
         return dataclasses.replace(self, **moved)

@@ -10,6 +10,7 @@ import torch
 
 from keytoken.attribution.methods import METHODS, compute_token_weights
 from keytoken.attribution.types import Signals
+from keytoken.compose import groups
 from keytoken.errors import ConfigurationError
 from keytoken.golden import load_preset
 from keytoken.schema import MethodConfig
@@ -17,14 +18,13 @@ from keytoken.schema import MethodConfig
 Build = Callable[..., Signals]
 
 
-@pytest.fixture(params=sorted(METHODS))
+# dr_grpo alone cannot be read so: it takes the longest answer from the dataset's file.
+@pytest.fixture(params=[name for name in groups()["method"] if name != "dr_grpo"])
 def preset(request: pytest.FixtureRequest) -> MethodConfig:
     return load_preset(request.param)
 
 
-def test_every_method_has_a_preset_of_its_name_and_keeps_padding_out(
-    preset: MethodConfig, ragged_signals: Build
-) -> None:
+def test_every_method_keeps_padding_out(preset: MethodConfig, ragged_signals: Build) -> None:
     signals = ragged_signals([9, 3, 14, 1], [0, 0, 1, 1])
     result = compute_token_weights(signals, preset)
     assert preset.name in METHODS
@@ -43,7 +43,7 @@ def test_unknown_methods_are_refused_with_the_closest_name(ragged_signals: Build
 
 def test_grpo_refuses_a_selection_that_it_would_ignore(ragged_signals: Build) -> None:
     config = dataclasses.replace(load_preset("grpo"), selection=load_preset("video_ktr").selection)
-    with pytest.raises(ConfigurationError, match="selection=null"):
+    with pytest.raises(ConfigurationError, match=r"selection=null"):
         compute_token_weights(ragged_signals([2], [0]), config)
 
 

@@ -32,37 +32,12 @@ The published code departs from that text, so there are two presets of this one 
 
 from __future__ import annotations
 
-from keytoken.attribution.scores import dependence, uncertainty
 from keytoken.attribution.selection import select_tokens
 from keytoken.attribution.types import Signals, TokenWeights
-from keytoken.attribution.weights import keep_all
 from keytoken.schema import MethodConfig
 from keytoken_kernels.dispatch import Impl
-from keytoken_kernels.selection import Signal
 
 
 def token_weights(signals: Signals, config: MethodConfig, impl: Impl) -> TokenWeights:
-    """Weight 1 on the union of the selected tokens; on all tokens if ``config.selection`` is None.
-
-    Raises:
-        ConfigurationError: When a signal is on but its pass did not run.
-        NonFiniteError: For a NaN or an infinity at an answer token.
-    """
-    selection = config.selection
-    if selection is None:
-        return keep_all(signals.mask)
-    chosen: dict[str, Signal] = {}
-    if selection.visual_ratio > 0.0:
-        chosen["visual"] = dependence(signals, "visual", selection.visual_ratio, selection.score_sign)
-    if selection.temporal_ratio > 0.0:
-        chosen["temporal"] = dependence(signals, "temporal", selection.temporal_ratio, selection.score_sign)
-    if selection.entropy_ratio > 0.0:
-        chosen["entropy"] = uncertainty(signals, selection.entropy_ratio)
-    return select_tokens(
-        chosen,
-        signals,
-        scope=selection.scope,
-        floor=selection.floor,
-        advantage_epsilon=config.advantage_epsilon,
-        impl=impl,
-    )
+    """Weight 1 on the union of the selected tokens; on all tokens if ``config.selection`` is None."""
+    return select_tokens(signals, config, impl)
