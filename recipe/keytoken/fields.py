@@ -23,6 +23,8 @@ SHUFFLED_LOG_PROB = "attribution_log_prob_shuffled"
 HAS_VISUAL = "attribution_has_visual"
 HAS_TEMPORAL = "attribution_has_temporal"
 STATIC_CLIP = "attribution_static_clip"
+TRUNCATED_ENTROPY = "attribution_truncated_entropy"
+DISAGREEMENT = "attribution_disagreement"
 VERSION = "attribution_version"
 PASS_SECONDS = "attribution_seconds"
 TOKEN_WEIGHT = "token_weight"
@@ -38,6 +40,8 @@ FIELDS = (
     Field(HAS_VISUAL, "[B]", "0 or 1: the prompt holds an image or a video", _PASSES, _BOTH),
     Field(HAS_TEMPORAL, "[B]", "0 or 1: the prompt holds a video whose frames differ", _PASSES, _TRAINER),
     Field(STATIC_CLIP, "[B]", "0 or 1: the prompt's videos show one picture only", _PASSES, _TRAINER),
+    Field(TRUNCATED_ENTROPY, "[B, T]", "nats, real input", _PASSES, _TRAINER),
+    Field(DISAGREEMENT, "[B, T]", "TW-GRPO's, equal for all answers to a prompt", _PASSES, _TRAINER),
     Field(VERSION, "[B]", "global step of the weights that scored", _PASSES, _TRAINER),
     Field(PASS_SECONDS, "[B]", "seconds of the rank that scored the row", _PASSES, _TRAINER),
     Field(TOKEN_WEIGHT, "[B, T]", "dimensionless", _TRAINER, "policy loss, export"),
@@ -45,6 +49,8 @@ FIELDS = (
 )
 
 PASS_OUTPUTS = tuple(field.name for field in FIELDS if field.written_by == _PASSES)
+# What the pass over the real input may measure, by the name that a method and its signals know it by.
+MEASURES = {"truncated_entropy": TRUNCATED_ENTROPY, "disagreement": DISAGREEMENT}
 # Of the two first views, whose "applies" says something of the prompt itself.
 _APPLIES = {"masked": HAS_VISUAL, "shuffled": HAS_TEMPORAL}
 

@@ -107,6 +107,22 @@ def test_the_head_is_itself_again_afterwards() -> None:
     assert model(hidden).logits.shape == (*hidden.shape[:-1], 1)
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_score_may_have_any_number_of_values(count: int) -> None:
+    model, (hidden, index, _) = Model(), batch(packed=False)
+
+    def score(rows: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        return tuple((rows @ weight.T)[:, column] for column in range(count))
+
+    with AnswerHead(model, index, score) as head:
+        found = head.read(model(hidden))
+    logits, answers = model(hidden).logits, torch.zeros(hidden.shape[:-1])
+    answers.view(-1)[index] = 1.0
+    assert len(found) == count
+    for column, values in enumerate(found):
+        torch.testing.assert_close(values, logits[..., column] * answers, atol=1e-6, rtol=0)
+
+
 def test_autocast_does_not_reach_the_products() -> None:
     model, (hidden, index, labels) = Model(), batch(packed=True)
     score = partial(head_log_probs, labels=labels)

@@ -77,7 +77,7 @@ def test_the_head_reads_answer_positions_only(
     """The transformer gives hidden states of whole sequences; logits are made of the answers' alone."""
     rows = rows_of(as_batch(list(mixed.values())))
     seen: dict[str, Any] = {}
-    original = passes.head_log_probs
+    original = passes.head_measures
 
     def recorded(hidden: torch.Tensor, *args: Any, **options: Any) -> Any:
         seen["scored"] = hidden.shape
@@ -86,7 +86,7 @@ def test_the_head_reads_answer_positions_only(
     def around_head(_: Any, args: Any, output: torch.Tensor) -> None:
         seen["hidden"], seen["output"] = args[0].shape, output.shape
 
-    monkeypatch.setattr(passes, "head_log_probs", recorded)
+    monkeypatch.setattr(passes, "head_measures", recorded)
     head = engine.module.get_output_embeddings()
     handle = head.register_forward_hook(around_head)
     score_rows(engine, rows, SETTINGS, "real")
@@ -94,7 +94,7 @@ def test_the_head_reads_answer_positions_only(
     width = max(map(len, rows))
     assert seen["hidden"] == (len(rows), width, head.in_features)
     assert seen["scored"] == (sum(row.response_length for row in rows), head.in_features)
-    assert seen["output"] == (len(rows), width, 2)  # log-prob and entropy in place of the vocabulary
+    assert seen["output"] == (len(rows), width, 1)  # the log-prob in place of the vocabulary
 
 
 def test_a_bad_weight_is_named_with_its_row(
@@ -114,10 +114,13 @@ def test_a_bad_weight_is_named_with_its_row(
 
 def test_the_first_bad_token_is_named() -> None:
     rows = [Row(torch.arange(5), torch.zeros(4, 5), 3, {}, prompt=f"p{n}", number=n) for n in (4, 6)]
-    fine, bad = torch.tensor([-1.0, 0.0, -80.0]), torch.tensor([-1.0, -torch.inf, torch.nan])
-    passes._refuse_non_finite(rows, [fine, fine], "real")
+    fine, bad = torch.tensor([[-1.0, 0.0, -80.0]]), torch.tensor([[-1.0, -torch.inf, torch.nan]])
+    passes._refuse_non_finite(rows, [fine, fine], "real", ("log_prob",))
     with pytest.raises(NonFiniteError, match=r"log-prob of -inf at token 1 .* row 6 \(prompt p6\)"):
-        passes._refuse_non_finite(rows, [fine, bad], "real")
+        passes._refuse_non_finite(rows, [fine, bad], "real", ("log_prob",))
+    measured = [torch.cat([fine, bad])] * 2
+    with pytest.raises(NonFiniteError, match=r"a disagreement of -inf at token 1 .* row 4 \(prompt p4\)"):
+        passes._refuse_non_finite(rows, measured, "real", ("log_prob", "disagreement"))
 
 
 def test_a_placeholder_in_the_answer_of_a_text_prompt_is_a_word(

@@ -2,8 +2,8 @@
 
 The transformer runs over whole sequences; of its hidden states the head needs those that predict an answer
 token. While an :class:`AnswerHead` is active, the model's output embedding takes these rows out, hands them
-with its weight to a scoring function, and returns log-probs and entropies where the logits would be:
-``[B, L, 2]`` instead of ``[B, L, V]``.
+with its weight to a scoring function, and returns what that made of them where the logits would be: ``K``
+numbers of each row, such as log-prob and entropy, ``[B, L, K]`` instead of ``[B, L, V]``.
 
 The numbers enter and leave through the module's own call. So FSDP2 has gathered the weight when they are
 computed, and its hook on the output gathers it again before their backward pass runs, as it does for ordinary
@@ -20,13 +20,13 @@ from torch import Tensor
 
 from keytoken.errors import ConfigurationError
 
-# Hidden states [N, H] and the head's weight [V, H] to log-prob and entropy [N], in nats.
-Score = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+# Hidden states [N, H] and the head's weight [V, H] to one or more tensors [N] of one dtype.
+Score = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 _REMEDY = "Use a model of the Qwen-VL family, or, for the actor, keytoken.kernels.head=verl."
 
 
 class AnswerHead:
-    """Context in which ``model`` computes log-probs at ``index`` instead of logits everywhere.
+    """Context in which ``model`` computes scores at ``index`` instead of logits everywhere.
 
     Example::
 
@@ -58,8 +58,8 @@ class AnswerHead:
         if self._replaced is not None:
             self._head.forward = self._replaced
 
-    def read(self, output: Any) -> tuple[Tensor, Tensor]:
-        """Log-prob and entropy of a model's output, float32 ``[B, L]`` each, 0 outside ``index``.
+    def read(self, output: Any) -> tuple[Tensor, ...]:
+        """What the score gave, read off a model's output: ``[B, L]`` each, 0 outside ``index``.
 
         Raises:
             ConfigurationError: the head did not run exactly once, or the model changed what it returned.
@@ -75,17 +75,17 @@ class AnswerHead:
                 f"The model changes its logits after the head ({type(output).__name__}.logits is another "
                 f"tensor), as models with a logit scale or a soft cap do. {_REMEDY}"
             )
-        return result[..., 0], result[..., 1]
+        return tuple(result[..., number] for number in range(result.shape[-1]))
 
     def _forward(self, hidden: Tensor) -> Tensor:
-        """What the head computes instead of logits: ``[B, L, H]`` to ``[B, L, 2]``."""
+        """What the head computes instead of logits: ``[B, L, H]`` to ``[B, L, K]``."""
         with torch.autocast(hidden.device.type, enabled=False):
             rows = hidden.flatten(0, -2).index_select(0, self._index)
             values = torch.stack(self._score(rows, self._head.weight), dim=-1)
         width = hidden.shape[-2]
         # Not a view of a flat tensor: FSDP2 warns of views, whose hooks are lost by an in-place operation.
         places = (self._index // width, self._index % width)
-        result = values.new_zeros(*hidden.shape[:-1], 2).index_put(places, values)
+        result = values.new_zeros(*hidden.shape[:-1], values.shape[-1]).index_put(places, values)
         self._results.append(result)
         return result
 

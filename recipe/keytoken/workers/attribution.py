@@ -4,6 +4,9 @@ For every answer token a view (:mod:`keytoken.attribution.views`) asks how its l
 does: when the video is removed, its frames shuffled, and so on. Not every row has every view: text has none,
 an image no temporal one, and nothing can shuffle a clip whose frames are all alike. Such rows keep the real
 log-prob, so a difference is 0, and say so in the field "applies" of the view.
+
+Some methods ask for more of the real input than log-probs (:func:`keytoken.attribution.methods.measures_of`).
+The pass over it runs for them, or to check the actor's log-probs.
 """
 
 import time
@@ -16,9 +19,10 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from keytoken import fields
+from keytoken.attribution.methods import measures_of
 from keytoken.attribution.views import VIEWS, ModelInput, ViewContext, VisionFormat, shows_one_picture
 from keytoken.schema import AttributionConfig, MethodConfig
-from keytoken.workers.passes import PassSettings, score_rows
+from keytoken.workers.passes import PassSettings, Wanted, measure_rows, score_rows
 from keytoken.workers.rows import Row, rows_of
 
 
@@ -30,12 +34,13 @@ def score_views(
     settings: PassSettings,
     version: int,
 ) -> TensorDict:
-    """Run the views a method needs over the rows of this rank.
+    """Run the passes a method needs over the rows of this rank.
 
     Args:
         engine: verl's FSDP engine in eval mode.
-        data: this rank's rows, as verl dispatches them; ``uid`` names the prompt of each.
-        method: which views, and their options.
+        data: this rank's rows, as verl dispatches them; ``uid`` names the prompt of each. For a method that
+            compares the answers to a prompt, all of them must be here.
+        method: which views and measures, and their options.
         attribution: seed of what views draw, and whether the real view is scored here too.
         settings: batching and temperature.
         version: global step of the weights in ``engine``.
@@ -45,6 +50,7 @@ def score_views(
         :func:`keytoken.fields.view_outputs` of every view, ``[B, ...]``.
 
     Raises:
+        ConfigurationError: answers that have to be compared do not fit into a micro-batch.
         InertViewError: a view equals the real input.
         NonFiniteError: a pass gave NaN or infinity.
     """
@@ -55,7 +61,7 @@ def score_views(
         vision=vision, seed=attribution.shuffle_seed, positions=method.positions, options=method.view
     )
     outputs: dict[str, Tensor] = {}
-    real = _real_log_probs(engine, rows, attribution, settings, outputs)
+    real = _real_side(engine, rows, method, attribution, settings, outputs)
     for name in method.views:
         views = [view_row(row, name, context) for row in rows]
         log_prob, applies = fields.view_outputs(name)
@@ -86,20 +92,36 @@ def model_input(row: Row) -> ModelInput:
     )
 
 
-def _real_log_probs(
+def _real_side(
     engine: Any,
     rows: list[Row],
+    method: MethodConfig,
     attribution: AttributionConfig,
     settings: PassSettings,
     outputs: dict[str, Tensor],
 ) -> list[Tensor]:
-    """The real side: scored here, or left to the actor's own pass (then zeros stand in for rows
-    without a view, and the trainer reads ``has_visual`` and ``has_temporal`` instead)."""
+    """The real log-probs that rows without a view keep, and all that the real pass writes.
+
+    Unless ``check_base``, the real side of a difference is the actor's own: zeros stand in here, and the
+    trainer reads ``has_visual`` and ``has_temporal`` instead.
+    """
+    wanted, stand_ins = _wanted(method), [torch.zeros(row.response_length) for row in rows]
+    if not attribution.check_base and wanted == Wanted():
+        return stand_ins
+    found = measure_rows(engine, rows, settings, wanted)
+    real = found.pop("log_prob")
+    outputs.update({fields.MEASURES[name]: _ragged(values) for name, values in found.items()})
     if not attribution.check_base:
-        return [torch.zeros(row.response_length) for row in rows]
-    real = score_rows(engine, rows, settings, "real")
+        return stand_ins
     outputs[fields.REAL_LOG_PROB] = _ragged(real)
     return real
+
+
+def _wanted(method: MethodConfig) -> Wanted:
+    measures, selection = measures_of(method), method.selection
+    truncated = "truncated_entropy" in measures
+    top_p = selection.entropy_top_p if selection is not None and truncated else None
+    return Wanted(top_p=top_p, disagreement="disagreement" in measures)
 
 
 def _score_where_it_exists(

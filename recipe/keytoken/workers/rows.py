@@ -10,6 +10,9 @@ from tensordict import TensorDict
 from tensordict.tensorclass import NonTensorData, NonTensorStack
 from torch import Tensor
 
+# How the uid of such rows begins (verl 0.9.1, trainer/ppo/padding_utils.py:179); ours begin with a digit.
+_PADDING = "pad"
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -26,6 +29,11 @@ class Row:
     media: dict[str, Tensor]  # pixel_values_videos, video_grid_thw, ...; empty for text
     prompt: str = ""  # verl's uid: the same for all answers to one prompt
     number: int = 0  # place in the batch of this rank
+
+    @property
+    def is_padding(self) -> bool:
+        """Whether verl made this row up, to fill a batch: no answer to anything."""
+        return self.prompt.startswith(_PADDING)
 
     @property
     def prompt_length(self) -> int:
