@@ -3,8 +3,8 @@
 A method is a function ``(Signals, MethodConfig, Impl) -> TokenWeights``, where the last argument says which
 implementation of the kernels to call. To add one (CONTRIBUTING.md has an example of thirty lines):
 
-1. write ``attribution/methods/<name>.py`` with a ``token_weights`` function, and a docstring with the formula,
-   its source and every departure from it;
+1. write ``attribution/methods/<name>.py`` with a ``token_weights`` function, and a docstring with the
+   formula, its source and every departure from it;
 2. add it to ``METHODS`` below;
 3. add ``configs/keytoken_configs/method/<name>.yaml`` with its values, saying which are known;
 4. add ``tests/attribution/methods/test_<name>.py`` with an independent truth.
