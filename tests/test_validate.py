@@ -24,6 +24,9 @@ UNGROUPED = {
     "algorithm.adv_estimator": "reinforce_plus_plus",
     f"{ACTOR}.ppo_micro_batch_size_per_gpu": 16,
 }
+ORDER = "keytoken.method.order_bonus"
+# TW-GRPO compares the answers to a prompt.
+COMPARING = {"keytoken.method.name": "tw_grpo", "keytoken.method.selection": None}
 PENALIZE = {f"{PENALTY}.enable": True}
 MAX_LENGTH = "reward.reward_kwargs.max_resp_len"
 
@@ -137,6 +140,21 @@ BROKEN: dict[str, list[tuple[dict[str, Any], list[str]]]] = {
             ["no effect on reward.reward_manager.name=naive", "LengthAwareRewardManager"],
         ),
     ],
+    "order_bonus": [
+        ({ORDER: {}, f"{ROLLOUT}.n": 1, **UNGROUPED}, [ORDER, f"{ROLLOUT}.n=1", f"{ROLLOUT}.n=8"]),
+        (
+            {ORDER: {"shuffled_answers": 9}, f"{ROLLOUT}.n": 8},
+            [f"{ORDER}.shuffled_answers=9", f"{ROLLOUT}.n=8", "or null"],
+        ),
+        (
+            {ORDER: {}, f"{ROLLOUT}.agent.default_agent_loop": "single_turn_agent"},
+            ["default_agent_loop=single_turn_agent", "keytoken_single_turn"],
+        ),
+        (
+            {ORDER: {}, "reward.reward_model.enable": True},
+            ["reward.reward_model.enable_resource_pool=false", "set it to true"],
+        ),
+    ],
     "_rollout_correction": [
         ({"algorithm.rollout_correction.bypass_mode": True}, ["bypass_mode=True", "Leave it at false"]),
         ({"algorithm.rollout_correction.rollout_is": "token"}, ["rollout_is=token", "Leave it at null"]),
@@ -182,6 +200,26 @@ BROKEN: dict[str, list[tuple[dict[str, Any], list[str]]]] = {
     ],
     "_attribution_rows": [
         ({"keytoken.attribution.num_workers": 3}, ["keytoken.attribution.num_workers=3", "128 answers"]),
+    ],
+    "_whole_groups": [
+        (
+            {**COMPARING, "keytoken.attribution.micro_batch_size": 6},
+            ["micro_batch_size=6", f"{ROLLOUT}.n=8", "tw_grpo", "such as 8"],
+        ),
+        (
+            # 128 answers divide, the 16 prompts do not.
+            {**COMPARING, "keytoken.attribution.num_workers": 32},
+            ["keytoken.attribution.num_workers=32", "16 prompts", "data.train_batch_size"],
+        ),
+        (
+            {
+                **COMPARING,
+                "keytoken.attribution.placement": "actor",
+                "trainer.n_gpus_per_node": 32,
+                f"{ACTOR}.ppo_micro_batch_size_per_gpu": 4,
+            },
+            ["trainer.nnodes x trainer.n_gpus_per_node=32", "16 prompts"],
+        ),
     ],
 }
 CASES = [(rule, changes, parts) for rule, cases in BROKEN.items() for changes, parts in cases]
@@ -237,11 +275,26 @@ ALLOWED: dict[str, dict[str, Any]] = {
         f"{ACTOR}.strategy": "fsdp",
     },
     "the head for answers": FUSED,
+    "a shuffled answer beside every answer": {ORDER: {"shuffled_answers": 8}, f"{ROLLOUT}.n": 8},
+    "scores of a reward model with devices of its own": {
+        ORDER: {},
+        "reward.reward_model": {"enable": True, "enable_resource_pool": True},
+    },
     "prompts in chunks": {
         f"{ROLLOUT}.enable_chunked_prefill": True,
         f"{ROLLOUT}.max_num_batched_tokens": 128,
     },
     "plain torch by name": {"keytoken.kernels.impl": "reference"},
+    "answers compared on two ranks, in micro-batches of no multiple": {
+        **COMPARING,
+        "keytoken.attribution.num_workers": 2,
+        "keytoken.attribution.micro_batch_size": 11,
+    },
+    "measures in bf16, which are of one input and no difference": {
+        **COMPARING,
+        f"{ACTOR}.fsdp_config.mixed_precision.param_dtype": "bf16",
+        "keytoken.attribution.check_base": False,
+    },
     "attribution in the actor": {
         "keytoken.attribution.placement": "actor",
         "keytoken.attribution.num_workers": 3,

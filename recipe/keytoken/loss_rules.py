@@ -1,4 +1,4 @@
-"""Rules about the loss and what feeds it: its keys and verl's, the groups, the penalty for overlong answers.
+"""Rules about the loss and what feeds it: its keys and verl's, the groups, what is added to rewards.
 
 :mod:`keytoken.validate` runs them among its own.
 """
@@ -11,6 +11,7 @@ from keytoken.errors import ConfigurationError
 from keytoken.schema import KeyTokenConfig
 
 SEPARATE = "keytoken_separate"
+AGENT_LOOP = "keytoken_single_turn"
 PENALTY = "reward.reward_kwargs.overlong_buffer_cfg"
 # Reward managers that read its keys: ours and verl's.
 PENALIZING_MANAGERS = ("LengthAwareRewardManager", "dapo")
@@ -134,9 +135,42 @@ def overlong_penalty(config: DictConfig, keytoken: KeyTokenConfig) -> None:
         )
 
 
+def order_bonus(config: DictConfig, keytoken: KeyTokenConfig) -> None:
+    """Shuffled answers can be had and scored: one beside each of a prompt's first answers."""
+    bonus, rollout = keytoken.method.order_bonus, config.actor_rollout_ref.rollout
+    if bonus is None:
+        return
+    where = "keytoken.method.order_bonus"
+    if rollout.n < 2:
+        raise ConfigurationError(
+            f"{where} compares answers to one prompt, and actor_rollout_ref.rollout.n={rollout.n} leaves "
+            "nothing to compare. Use 2 or more answers a prompt, such as actor_rollout_ref.rollout.n=8, or "
+            f"{where}=null."
+        )
+    if bonus.shuffled_answers is not None and bonus.shuffled_answers > rollout.n:
+        raise ConfigurationError(
+            f"{where}.shuffled_answers={bonus.shuffled_answers}: each is sampled beside one of the "
+            f"actor_rollout_ref.rollout.n={rollout.n} answers to a prompt; use at most so many, or null for "
+            "half of them."
+        )
+    loop = rollout.agent.default_agent_loop
+    if loop != AGENT_LOOP:
+        raise ConfigurationError(
+            f"actor_rollout_ref.rollout.agent.default_agent_loop={loop} samples no answers on shuffled "
+            f"frames; set it to {AGENT_LOOP}, or {where}=null."
+        )
+    model = config.reward.reward_model
+    if model.enable and not model.enable_resource_pool:
+        raise ConfigurationError(
+            "reward.reward_model.enable_resource_pool=false scores answers when the rollout is over, and "
+            f"shuffled answers are scored within it; set it to true, or {where}=null."
+        )
+
+
 LOSS_RULES: tuple[Callable[[DictConfig, KeyTokenConfig], None], ...] = (
     loss,
     inert_keys,
     dynamic_sampling,
     overlong_penalty,
+    order_bonus,
 )
