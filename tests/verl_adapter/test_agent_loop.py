@@ -26,6 +26,7 @@ from keytoken.verl_adapter.agent_loop import (
 )
 from keytoken.verl_adapter.compat import AgentLoopOutput
 from keytoken.verl_adapter.dataset import VideoDataset
+from keytoken.verl_adapter.reward_manager import LengthAwareRewardManager
 
 CONTRACT = {"fps": 2.0, "min_frames": 4, "max_frames": 8, "min_pixels": 3136, "max_pixels": 3136}
 
@@ -63,11 +64,17 @@ class Server:
         )
 
 
-def run_group(processor: Any, server: Server, prompt: list[dict[str, Any]], size: int = 3) -> list[Any]:
+def run_group(
+    processor: Any, server: Server, prompt: list[dict[str, Any]], size: int = 3, **row: Any
+) -> list[Any]:
     data = OmegaConf.create({"sampling_contract": CONTRACT, "mm_processor_kwargs": {}})
     rollout = {"prompt_length": 192, "response_length": 4}
     config = OmegaConf.create(
-        {"keytoken": {"seed": 1}, "actor_rollout_ref": {"rollout": rollout}, "data": data}
+        {
+            "keytoken": {"seed": 1, "attribution": {"shuffle_seed": 0}},
+            "actor_rollout_ref": {"rollout": rollout},
+            "data": data,
+        }
     )
 
     async def group() -> list[Any]:
@@ -82,7 +89,13 @@ def run_group(processor: Any, server: Server, prompt: list[dict[str, Any]], size
         )
         runs = [
             loop.run(
-                {"temperature": 1.0}, uid="u", raw_prompt=prompt, global_steps=3, index=7, session_id=number
+                {"temperature": 1.0},
+                uid="u",
+                raw_prompt=prompt,
+                global_steps=3,
+                index=7,
+                session_id=number,
+                **row,
             )
             for number in range(size)
         ]
@@ -106,6 +119,123 @@ def test_group_shares_one_preparation_and_has_distinct_seeds(processor: Any, cli
     run_group(processor, again, messages(clip))
     seeds = [[request["sampling_params"]["seed"] for request in side.requests] for side in (server, again)]
     assert seeds[0] == seeds[1]
+
+
+class SeededServer(Server):
+    """Answers as the seed says, as an engine does."""
+
+    async def generate(self, **request: Any) -> SimpleNamespace:
+        seed = request["sampling_params"]["seed"]
+        self.answer = [8 + (seed >> bit) % 2 for bit in range(4)]
+        return await super().generate(**request)
+
+
+def test_shuffled_answers_come_beside_the_others(processor: Any, clip: str) -> None:
+    """Two answers of three have one: same ids, same times, the frames in one other order for both."""
+    plain, server = SeededServer([]), SeededServer([])
+    without = run_group(processor, plain, messages(clip))
+    outputs = run_group(processor, server, messages(clip), shuffled_answers=2)
+    assert [output._shuffled is not None for output in outputs] == [True, True, False]
+    # What is trained on is what it would be without.
+    assert [output.response_ids for output in outputs] == [output.response_ids for output in without]
+    ((frames, metadata),) = plain.requests[0]["video_data"]
+    sides: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+    for request in server.requests:
+        sides[torch.equal(request["video_data"][0][0], frames)].append(request)
+    for ordered, numbers in ((True, (0, 1, 2)), (False, (-1, -2))):
+        seeds = {request["sampling_params"]["seed"] for request in sides[ordered]}
+        assert seeds == {answer_seed(1, 3, 7, number, outputs[0].prompt_ids) for number in numbers}
+    for request in sides[False]:
+        ((changed, times),) = request["video_data"]
+        assert torch.equal(changed, sides[False][0]["video_data"][0][0])
+        assert sorted(map(str, changed.flatten(1).tolist())) == sorted(map(str, frames.flatten(1).tolist()))
+        assert times == metadata
+        for name in ("prompt_ids", "mm_processor_kwargs", "image_data"):
+            assert request[name] == plain.requests[0][name]
+        assert request["sampling_params"]["temperature"] == 1.0
+
+
+def test_what_has_no_frames_to_shuffle_has_no_shuffled_answer(processor: Any, tmp_path: Path) -> None:
+    import numpy as np
+
+    still = tmp_path / "still.mp4"
+    write_clip(still, np.full((16, 64, 64, 3), 90, dtype=np.uint8))
+    for prompt in (messages(None), messages(str(still))):
+        server = Server([8])
+        outputs = run_group(processor, server, prompt, shuffled_answers=3)
+        assert len(server.requests) == 3
+        assert all(output._shuffled is None for output in outputs)
+
+
+class Scorer:
+    """Stands where verl's handle of a reward worker stands: KeyToken's reward manager without a process."""
+
+    def __init__(self, processor: Any, reward: dict[str, float]) -> None:
+        self.compute_score = self
+        self.seen: list[str] = []
+
+        def compute_score(solution_str: str, **_: Any) -> dict[str, float]:
+            self.seen.append(solution_str)
+            return {**reward, "score": float(len(self.seen))}
+
+        self.manager = LengthAwareRewardManager(OmegaConf.create(), processor.tokenizer, compute_score)
+
+    async def remote(self, data: Any) -> Any:
+        self.manager.loop = asyncio.get_running_loop()
+        return await self.manager.run_single(data)
+
+
+def stored_by_worker(
+    processor: Any, monkeypatch: pytest.MonkeyPatch, scorer: Scorer, output: Any
+) -> dict[str, Any]:
+    """What the worker puts into storage for an answer."""
+    puts: list[dict[str, Any]] = []
+
+    async def put(**call: Any) -> None:
+        puts.append(call)
+
+    monkeypatch.setattr("verl.trainer.ppo.v1.agent_loop_tq.tq.async_kv_batch_put", put)
+    built = worker(processor)
+    built.reward_loop_worker_handles, built.distillation_enabled = [scorer], False
+    row = {
+        "uid": "u",
+        "session_id": 0,
+        "global_steps": 3,
+        "data_source": "test",
+        "reward_model": {"ground_truth": "A"},
+        "extra_info": {"problem_type": "multiple choice"},
+    }
+    asyncio.run(built._agent_loop_postprocess(output, False, **row))
+    (call,) = puts
+    return call
+
+
+@pytest.mark.parametrize("asked", [0, 1])
+def test_of_a_shuffled_answer_only_the_accuracy_is_stored(
+    processor: Any, clip: str, monkeypatch: pytest.MonkeyPatch, asked: int
+) -> None:
+    scorer = Scorer(processor, {"acc": 0.25})
+    (output,) = run_group(processor, Server([8, 9]), messages(clip), size=1, shuffled_answers=asked)
+    if asked:
+        output._shuffled.response_ids = [9, 8]
+    call = stored_by_worker(processor, monkeypatch, scorer, output)
+    texts = [processor.tokenizer.decode(ids, skip_special_tokens=True) for ids in ([9, 8], [8, 9])]
+    assert scorer.seen == texts[1 - asked :]
+    assert call["keys"] == ["u_0_0"]
+    fields = call["fields"]
+    assert fields["responses"][0].tolist() == [8, 9]
+    assert fields["rm_scores"][0].tolist() == [0.0, 1.0 + asked]
+    (extra,) = fields["extra_fields"]
+    assert extra.get("shuffled_accuracy") == (0.25 if asked else None)
+    assert extra["reward_extra_info"] == {"acc": 0.25, "score": 1.0 + asked}
+
+
+def test_a_reward_without_accuracy_ends_the_run(
+    processor: Any, clip: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (output,) = run_group(processor, Server([8, 9]), messages(clip), size=1, shuffled_answers=1)
+    with pytest.raises(ConfigurationError, match=r"no acc but \['score'\]"):
+        stored_by_worker(processor, monkeypatch, Scorer(processor, {}), output)
 
 
 def test_b3_request_carries_the_clips_metadata(processor: Any, clip: str) -> None:

@@ -5,7 +5,8 @@ Three classes on verl's seams (verl 0.9.1, experimental/agent_loop and trainer/p
 - :class:`VideoAgentLoop` runs one trajectory. It prepares a prompt once for all answers of its group
   (verl decodes the clip and runs the processor for every answer, three times each), sends the frames
   *with* their metadata (vLLM drops the metadata of a (frames, metadata) pair for Qwen2.5-VL and assumes
-  24 frames a second), and gives every answer its own sampling seed.
+  24 frames a second), and gives every answer its own sampling seed. Where the method asks for it, it samples
+  an answer on shuffled frames beside (:mod:`keytoken.verl_adapter.order`).
 - :class:`VideoAgentLoopWorker` takes the trainer's pixels from that same processor run and computes
   positions by vLLM's rule (:mod:`keytoken.data.positions`).
 - :class:`VideoAgentLoopManager` starts these workers; name it in
@@ -15,10 +16,11 @@ A per-request seed needs ``rollout.enable_chunked_prefill=false`` on the CPU eng
 """
 
 import asyncio
+import dataclasses
 import hashlib
 import weakref
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -28,6 +30,8 @@ from pydantic import PrivateAttr
 
 from keytoken.data.positions import mrope_positions
 from keytoken.errors import ClusterError, ConfigurationError, KeyTokenError
+from keytoken.loss_rules import AGENT_LOOP
+from keytoken.verl_adapter import order
 from keytoken.verl_adapter.compat import (
     AgentLoopManagerTQ,
     AgentLoopMetrics,
@@ -39,14 +43,13 @@ from keytoken.verl_adapter.compat import (
 )
 from keytoken.verl_adapter.shims.vision_tokens import vision_token_ids
 
-AGENT_LOOP = "keytoken_single_turn"
 # Key in ``extra_fields``: vision tokens that the policy put into its answer, and that were cut off.
 ANSWER_VISION_TOKENS = "answer_vision_tokens"
 MAX_FAILED_PROMPTS = 3
 _SUPPORTED_PROCESSOR = "Qwen2_5_VLProcessor"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class PreparedPrompt:
     """A prompt as the rollout engine and the trainer take it, made once for a group of answers.
 
@@ -66,9 +69,13 @@ class PreparedPrompt:
 
 
 class VideoAgentLoopOutput(AgentLoopOutput):
-    """verl's output, with the prompt's processor features beside it (not among its stored fields)."""
+    """verl's output, and beside it what is not stored with it.
+
+    The prompt's processor features, and the answer on shuffled frames if there is one.
+    """
 
     _features: dict[str, torch.Tensor] = PrivateAttr(default_factory=dict)
+    _shuffled: "VideoAgentLoopOutput | None" = PrivateAttr(default=None)
 
 
 # Answers of one group run at the same time and hold the task; the last one to end lets it go.
@@ -81,24 +88,40 @@ class VideoAgentLoop(SingleTurnAgentLoop):
 
     async def run(self, sampling_params: dict[str, Any], priority: int = 0, **kwargs: Any) -> AgentLoopOutput:
         """Generate and package one answer; ``kwargs`` are the dataset's fields and verl's ids."""
+        number = int(kwargs["session_id"])
         prompt = await _once(str(kwargs["uid"]), self._prepare(list(kwargs["raw_prompt"])))
-        seed = answer_seed(
-            self.config.keytoken.seed,
-            int(kwargs["global_steps"]),
-            int(kwargs["index"]),
-            int(kwargs["session_id"]),
-            prompt.token_ids,
-        )
+        answer = partial(self._answer, params=sampling_params, priority=int(priority), row=kwargs)
+        shuffled = self._shuffle(prompt, kwargs)
+        if shuffled is None:
+            return await answer(prompt, number)
+        # Numbers below 0 are those of shuffled answers: the seeds of the others stay what they are without.
+        result, beside = await asyncio.gather(answer(prompt, number), answer(shuffled, -1 - number))
+        result._shuffled = beside
+        return result
+
+    def _shuffle(self, prompt: PreparedPrompt, row: dict[str, Any]) -> PreparedPrompt | None:
+        """The prompt of the shuffled answer beside this one; None if there is to be none."""
+        if int(row["session_id"]) >= int(row.get(order.SHUFFLED_ANSWERS, 0)):
+            return None
+        seed = self.config.keytoken.attribution.shuffle_seed
+        videos = order.shuffled_videos(prompt.videos, seed, str(row["uid"]))
+        return None if videos is None else dataclasses.replace(prompt, videos=videos)
+
+    async def _answer(
+        self, prompt: PreparedPrompt, number: int, params: dict[str, Any], priority: int, row: dict[str, Any]
+    ) -> VideoAgentLoopOutput:
+        run_seed, step, index = self.config.keytoken.seed, int(row["global_steps"]), int(row["index"])
+        seed = answer_seed(run_seed, step, index, number, prompt.token_ids)
         timing: dict[str, Any] = {}
         with simple_timer("generate_sequences", timing):
             output = await self.server_manager.generate(
                 request_id=uuid4().hex,
                 prompt_ids=prompt.token_ids,
-                sampling_params={**sampling_params, **_decoding_of(kwargs), "seed": seed},
+                sampling_params={**params, **_decoding_of(row), "seed": seed},
                 image_data=prompt.images,
                 video_data=prompt.videos,
                 mm_processor_kwargs=prompt.processor_kwargs,
-                priority=int(priority),
+                priority=priority,
             )
         answer = list(output.token_ids)[: self.response_length]
         forbidden = vision_token_ids(self.processor)
@@ -168,6 +191,14 @@ class VideoAgentLoopWorker(AgentLoopWorkerTQ):
             raise
         self._failures.succeeded()
         return result
+
+    async def _agent_loop_postprocess(self, output: AgentLoopOutput, validate: bool, **kwargs: Any) -> Any:
+        """Score the shuffled answer, if there is one, and keep its accuracy only."""
+        shuffled = output._shuffled if isinstance(output, VideoAgentLoopOutput) else None
+        if shuffled is not None:
+            await self._compute_score([shuffled], kwargs=kwargs)
+            output.extra_fields[order.SHUFFLED_ACCURACY] = order.accuracy_of(shuffled.extra_fields)
+        return await super()._agent_loop_postprocess(output, validate, **kwargs)
 
     def _compute_multi_modal_inputs(
         self, output: AgentLoopOutput, input_ids: torch.Tensor
@@ -275,7 +306,7 @@ def answer_seed(run_seed: int, step: int, index: int, answer: int, prompt_ids: S
         run_seed: Seed of the run.
         step: Training step for which the prompt was drawn.
         index: The prompt's number in the dataset.
-        answer: Number of the answer within its group.
+        answer: Number of the answer within its group; -1, -2, ... for answers on shuffled frames.
         prompt_ids: Prompt ids; keeps rows apart that share a number.
 
     Returns:

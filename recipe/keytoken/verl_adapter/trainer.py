@@ -24,7 +24,7 @@ from keytoken.resources import num_slots
 from keytoken.schema import KeyTokenConfig
 from keytoken.verl_adapter import advantage as advantages
 from keytoken.verl_adapter import batch as batches
-from keytoken.verl_adapter import export, pools
+from keytoken.verl_adapter import export, order, pools
 from keytoken.verl_adapter.bounded import bounded
 from keytoken.verl_adapter.compat import (
     PPOTrainerSeparateAsync,
@@ -114,6 +114,9 @@ class AttributionSteps(_Trainer):
         self._num_fetched = {self.global_steps: first + len(batch)}
         tensordict_utils.assign_non_tensor_stack(batch, "uid", names)
         return batch
+        if self.keytoken.method.order_bonus is not None:
+            group_size = self.config.actor_rollout_ref.rollout.n
+            order.request(batch, self.keytoken.method.order_bonus, group_size)
 
     def _balance_batch(self, batch: KVBatchMeta, *args: Any, **kwargs: Any) -> KVBatchMeta:
         batches.canonical_order(batch)
@@ -152,6 +155,8 @@ class AttributionSteps(_Trainer):
         outputs = _outputs_of(self.keytoken)
         algorithm = self.config.algorithm
         by_std = bool(algorithm.get("norm_adv_by_std_in_grpo", True))
+        if self.keytoken.method.order_bonus is not None:
+            metrics.update(order.raise_rewards(batch, self.keytoken.method.order_bonus))
         view, reward = self.keytoken.method.view, _reward_field(algorithm)
         signals, data = batches.read_signals(batch, outputs, view, reward, by_std)
         metrics["data/quarantined_rows"] = len(self.train_dataset.quarantined)
