@@ -113,10 +113,10 @@ class AttributionSteps(_Trainer):
         names = [f"{self.global_steps:07d}-{first + number:05d}" for number in range(len(batch))]
         self._num_fetched = {self.global_steps: first + len(batch)}
         tensordict_utils.assign_non_tensor_stack(batch, "uid", names)
-        return batch
         if self.keytoken.method.order_bonus is not None:
             group_size = self.config.actor_rollout_ref.rollout.n
             order.request(batch, self.keytoken.method.order_bonus, group_size)
+        return batch
 
     def _balance_batch(self, batch: KVBatchMeta, *args: Any, **kwargs: Any) -> KVBatchMeta:
         batches.canonical_order(batch)
@@ -151,12 +151,12 @@ class AttributionSteps(_Trainer):
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         """Advantages by verl, then the method: token weights, and with them the same advantages again."""
+        if self.keytoken.method.order_bonus is not None:
+            metrics.update(order.raise_rewards(batch, self.keytoken.method.order_bonus))
         batch = super()._compute_advantage(batch, metrics)
         outputs = _outputs_of(self.keytoken)
         algorithm = self.config.algorithm
         by_std = bool(algorithm.get("norm_adv_by_std_in_grpo", True))
-        if self.keytoken.method.order_bonus is not None:
-            metrics.update(order.raise_rewards(batch, self.keytoken.method.order_bonus))
         view, reward = self.keytoken.method.view, _reward_field(algorithm)
         signals, data = batches.read_signals(batch, outputs, view, reward, by_std)
         metrics["data/quarantined_rows"] = len(self.train_dataset.quarantined)
