@@ -1,10 +1,13 @@
 """The main job on the real stack: three pools, several ranks, both placements, resume, repeatability."""
 
+import zlib
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from keytoken.demo.tokenizer import build_tokenizer
 from keytoken.verl_adapter.export import SCHEMA
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2400)]
@@ -128,3 +131,30 @@ def test_placement_actor_gives_the_same_scores(launcher, straight):
     assert run.metrics()[0]["actor/grad_norm"] == pytest.approx(
         straight.metrics()[0]["actor/grad_norm"], rel=1e-4
     )
+
+
+def test_t_grpo_pays_for_the_order_of_frames(launcher, straight):
+    """Two answers to a video prompt see shuffled frames: they decide if right answers earn 0.3, and go."""
+    run = launcher.run("t_grpo", "method=t_grpo", "trainer.total_training_steps=2", "trainer.save_freq=-1")
+    assert_same_answers(straight.tokens(1), run.tokens(1))
+    tokenizer, num_paid = build_tokenizer(), 0
+    for step, metrics in enumerate(run.metrics(), start=1):
+        tokens = run.tokens(step)
+        texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in tokens["token_ids"]]
+        tokens["accuracy"] = [zlib.crc32(text.encode()) % 11 / 10 for text in texts]  # reward.py
+        paid, means = 0, []
+        groups = [group for _, group in tokens.groupby("prompt_id")]
+        assert [group["answer"].tolist() for group in groups] == [[0, 1, 2, 3]] * 4
+        for group in groups:
+            bonus, right = group["reward"] - group["accuracy"], group["accuracy"] > 0.1
+            is_video, is_paid = "plus" not in group["prompt"].iloc[0], bonus.max() > 0.15
+            assert is_video or not is_paid
+            assert bonus.tolist() == pytest.approx((0.3 * is_paid * right).tolist(), abs=1e-6)
+            paid += is_paid
+            means += [group["accuracy"].mean()] * is_video
+        assert metrics["reward/order_bonus_share"] == pytest.approx(paid / len(means))
+        assert metrics["reward/ordered_accuracy"] == pytest.approx(np.mean(means))
+        assert 0.0 <= metrics["reward/shuffled_accuracy"] <= 1.0
+        assert metrics["critic/rewards/mean"] == pytest.approx(tokens["reward"].mean())
+        num_paid += paid
+    assert num_paid > 0
