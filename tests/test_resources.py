@@ -46,6 +46,13 @@ def test_slots_are_counted_over_the_pools_that_exist() -> None:
     assert slots(actor_rollout_ref__hybrid_engine=True) == 8 + 5
 
 
+def test_a_method_without_views_may_need_passes() -> None:
+    """For the entropy of a nucleus, or to compare answers."""
+    no_view = {"keytoken__method__selection__visual_ratio": 0.0}
+    assert slots(**no_view, keytoken__method__selection__entropy_top_p=0.95) == 8 + 3 + 5
+    assert slots(keytoken__method__name="tw_grpo", keytoken__method__selection=None) == 8 + 3 + 5
+
+
 @pytest.fixture
 def files(tmp_path: Path) -> DictConfig:
     """A configuration whose files all exist."""

@@ -247,7 +247,7 @@ def test_the_demo_passes(demo: DictConfig) -> None:
 def test_broken(demo: DictConfig, rule: str, changes: dict[str, Any], parts: list[str]) -> None:
     with pytest.raises(ConfigurationError) as caught:
         validate_run(changed(demo, changes))
-    assert caught.traceback[-1].name == rule, caught.value
+    assert rule in [entry.name for entry in caught.traceback], caught.value
     for part in parts:
         assert part in str(caught.value)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from keytoken.attribution.methods import needs_passes
 from keytoken.errors import ConfigurationError
 from keytoken.schema import MethodConfig
 
@@ -50,11 +51,11 @@ def num_slots(config: DictConfig) -> int:
     rollout = config.actor_rollout_ref.rollout
     if not config.actor_rollout_ref.hybrid_engine:
         slots += rollout.nnodes * rollout.n_gpus_per_node
-    if config.keytoken.attribution.placement == "pool" and _views(config):
+    if config.keytoken.attribution.placement == "pool" and _needs_passes(config):
         slots += config.keytoken.attribution.num_workers
     return int(slots)
 
 
-def _views(config: DictConfig) -> tuple[str, ...]:
+def _needs_passes(config: DictConfig) -> bool:
     method = OmegaConf.to_container(config.keytoken.method, resolve=True)
-    return MethodConfig.from_mapping(method).views  # type: ignore[arg-type]
+    return needs_passes(MethodConfig.from_mapping(method))  # type: ignore[arg-type]

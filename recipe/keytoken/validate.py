@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from omegaconf import DictConfig, OmegaConf
 
-from keytoken.attribution.methods import method_of
+from keytoken.attribution.methods import measures_of, method_of, needs_passes
 from keytoken.attribution.views import VIEWS
 from keytoken.data.contract import SamplingContract
 from keytoken.errors import ConfigurationError
@@ -148,7 +148,7 @@ def _mode(config: DictConfig, keytoken: KeyTokenConfig) -> None:
             f"actor_rollout_ref.hybrid_engine={str(not separate).lower()}; choose the pair with "
             "pools=three_pools or pools=one_device."
         )
-    if not separate and keytoken.attribution.placement == "pool" and keytoken.method.views:
+    if not separate and keytoken.attribution.placement == "pool" and needs_passes(keytoken.method):
         raise ConfigurationError(
             f"keytoken.attribution.placement=pool needs trainer.v1.trainer_mode={SEPARATE}, whose weight "
             f"broadcast feeds the attribution group; with {SYNC} use keytoken.attribution.placement=actor."
@@ -274,7 +274,7 @@ def _rollout(config: DictConfig, keytoken: KeyTokenConfig) -> None:
 
 def _model(config: DictConfig, keytoken: KeyTokenConfig) -> None:
     model, actor = config.actor_rollout_ref.model, config.actor_rollout_ref.actor
-    if not keytoken.method.views:
+    if not needs_passes(keytoken.method):
         return
     if actor.strategy != "fsdp2":
         raise ConfigurationError(
@@ -289,7 +289,7 @@ def _model(config: DictConfig, keytoken: KeyTokenConfig) -> None:
         "fp32",
         "float32",
     )
-    if reduced and not keytoken.attribution.check_base:
+    if reduced and keytoken.method.views and not keytoken.attribution.check_base:
         raise ConfigurationError(
             "keytoken.attribution.check_base=false takes the actor's log-probs as the real side, which is "
             "exact in fp32 only; set it to true for bf16 and fp16."
@@ -322,11 +322,35 @@ def _head(config: DictConfig, keytoken: KeyTokenConfig) -> None:
 
 def _attribution_rows(config: DictConfig, keytoken: KeyTokenConfig) -> None:
     rows = config.actor_rollout_ref.actor.ppo_mini_batch_size * config.actor_rollout_ref.rollout.n
-    workers = keytoken.attribution.num_workers
-    if keytoken.method.views and keytoken.attribution.placement == "pool" and rows % workers:
+    workers, in_pool = keytoken.attribution.num_workers, keytoken.attribution.placement == "pool"
+    if needs_passes(keytoken.method) and in_pool and rows % workers:
         raise ConfigurationError(
             f"keytoken.attribution.num_workers={workers} does not divide the {rows} answers of an update; "
             "change it, or data.train_batch_size."
+        )
+
+
+def _whole_groups(config: DictConfig, keytoken: KeyTokenConfig) -> None:
+    """A method that compares the answers to a prompt: all of them on one rank, in one micro-batch."""
+    if "disagreement" not in measures_of(keytoken.method):
+        return
+    attribution, answers = keytoken.attribution, config.actor_rollout_ref.rollout.n
+    why = f"keytoken.method.name={keytoken.method.name} compares the answers to a prompt"
+    if attribution.micro_batch_size < answers:
+        raise ConfigurationError(
+            f"keytoken.attribution.micro_batch_size={attribution.micro_batch_size} has no room for the "
+            f"actor_rollout_ref.rollout.n={answers} answers to a prompt. {why}, so all of them must be in "
+            f"one forward pass; set it to a multiple of that number, such as {answers}."
+        )
+    key, ranks = "keytoken.attribution.num_workers", attribution.num_workers
+    if attribution.placement == "actor":
+        key = "trainer.nnodes x trainer.n_gpus_per_node"
+        ranks = config.trainer.nnodes * config.trainer.n_gpus_per_node
+    prompts = config.actor_rollout_ref.actor.ppo_mini_batch_size
+    if prompts % ranks:
+        raise ConfigurationError(
+            f"{key}={ranks} does not divide the {prompts} prompts of an update. {why}, so all of them must "
+            "be on one rank; change it, or data.train_batch_size."
         )
 
 
@@ -346,4 +370,5 @@ RULES: tuple[Callable[[DictConfig, KeyTokenConfig], None], ...] = (
     _kernels,
     _head,
     _attribution_rows,
+    _whole_groups,
 )

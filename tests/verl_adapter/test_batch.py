@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from typing import Any
 
@@ -13,7 +14,7 @@ from transfer_queue import KVBatchMeta
 
 from keytoken import fields
 from keytoken.attribution.types import TokenWeights
-from keytoken.errors import WeightSyncError
+from keytoken.errors import ConfigurationError, WeightSyncError
 from keytoken.schema import ViewConfig
 from keytoken.verl_adapter import batch as batches
 from keytoken.verl_adapter.agent_loop import ANSWER_VISION_TOKENS
@@ -44,6 +45,8 @@ def stored(monkeypatch: pytest.MonkeyPatch) -> TensorDict:
             fields.SHUFFLED_LOG_PROB: ragged([[-8.0] * 3, [-8.0], [-8.0] * 2, [-8.0] * 2]),
             fields.HAS_TEMPORAL: torch.tensor([0, 0, 1, 1]),
             fields.STATIC_CLIP: torch.tensor([1, 1, 0, 0]),
+            fields.TRUNCATED_ENTROPY: ragged([[0.0, 0.15, 0.0], [0.35], [0.0, 0.5], [0.6, 0.0]]),
+            fields.DISAGREEMENT: ragged([[2.0, 9.0, 4.0], [2.0], [7.0, 1.0], [7.0, 1.0]]),
             fields.VERSION: torch.full((4,), 6),
         },
         batch_size=[4],
@@ -108,6 +111,66 @@ def test_a_method_without_views_reads_the_actors_log_probs() -> None:
     assert signals.logp_masked is None and signals.logp_shuffled is None
     assert not signals.has_visual.any() and not signals.has_temporal.any()
     assert signals.outcomes is None
+
+
+@pytest.mark.usefixtures("stored")
+def test_measures_are_read_if_a_pass_wrote_them() -> None:
+    with_measures = (*OUTPUTS, *fields.MEASURES.values())
+    signals, _ = batches.read_signals(meta(KEYS), with_measures, ViewConfig())
+    assert signals.truncated_entropy is not None and signals.disagreement is not None
+    assert signals.truncated_entropy[1].tolist() == [pytest.approx(0.35), 0.0, 0.0]
+    assert signals.disagreement.tolist() == [[2, 9, 4], [2, 0, 0], [7, 1, 0], [7, 1, 0]]
+    plain, _ = batches.read_signals(meta(KEYS), OUTPUTS, ViewConfig())
+    assert plain.truncated_entropy is None and plain.disagreement is None
+
+
+@pytest.mark.usefixtures("stored")
+def test_draws_know_an_answer_by_its_place_in_the_canonical_order() -> None:
+    """Whatever the order in which the ranks hold the answers; and every step draws anew."""
+    keys = ["b_0_0", "b_10_0", "a_0_0", "b_2_0"]
+    signals, _ = batches.read_signals(meta(keys), OUTPUTS, ViewConfig(), run_seed=3, step=5)
+    assert signals.row_keys is not None and signals.row_keys.dtype == torch.int64
+    assert signals.row_keys.tolist() == [1, 3, 0, 2]
+    assert signals.step == 5
+    assert signals.seed == int.from_bytes(hashlib.blake2b(b"3/5", digest_size=8).digest(), "big") // 2
+    seeds = {batches.step_seed(run_seed, step) for run_seed in range(5) for step in range(100)}
+    assert len(seeds) == 500 and max(seeds) < 2**63
+
+
+def test_a_request_for_whole_groups_has_an_order_of_its_own() -> None:
+    """Six answers to three prompts, in the order that balanced two ranks of the actor, on three ranks."""
+    keys = ["b_0_0", "c_1_0", "a_0_0", "b_1_0", "a_1_0", "c_0_0"]
+    batch = meta(keys)
+    request = batches.pass_request(batch, 7, num_ranks=3)
+    assert request.keys == ["a_0_0", "a_1_0", "b_0_0", "b_1_0", "c_0_0", "c_1_0"]
+    assert [tag["key"] for tag in request.tags] == request.keys
+    assert request.extra_info == {"global_step": 7} and request.fields == list(batches.PASS_INPUTS)
+    assert batch.keys == keys and batches.pass_request(batch, 7).keys == keys
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_group_is_split_over_ranks(seed: int) -> None:
+    """Groups of up to four, some answers lost and made up for, three ranks with a multiple of four each."""
+    draw = random.Random(seed)
+    sizes = [draw.choice([4, 4, 3, 1]) for _ in range(9)]
+    keys = [f"{prompt}_{answer}_0" for prompt, size in enumerate(sizes) for answer in range(size)]
+    keys += [f"pad5e_{number}_0" for number in range(36 - len(keys))]
+    draw.shuffle(keys)
+    order = batches.order_of_whole_groups(keys, [key.startswith("pad") for key in keys], num_ranks=3)
+    assert sorted(order) == list(range(36))
+    ranks = [
+        {keys[row].split("_")[0] for row in order[start : start + 12]} - {"pad5e"} for start in (0, 12, 24)
+    ]
+    assert sum(map(len, ranks)) == len(set.union(*ranks)) == 9
+
+
+def test_groups_that_fit_no_share_are_refused() -> None:
+    keys = [f"{prompt}_{answer}_0" for prompt in "abc" for answer in range(4)]
+    message = (
+        r"12 answers of a step do not divide over the 2 ranks .* 4 answers to prompt c.*ppo_mini_batch_size"
+    )
+    with pytest.raises(ConfigurationError, match=message):
+        batches.order_of_whole_groups(keys, [False] * 12, num_ranks=2)
 
 
 @pytest.mark.usefixtures("stored")

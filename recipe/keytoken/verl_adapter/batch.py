@@ -1,7 +1,5 @@
 """Between TransferQueue and the pure core: read the signals of a batch, write its token weights."""
 
-from typing import Any
-
 import numpy as np
 import torch
 import transfer_queue as tq
@@ -11,7 +9,8 @@ from transfer_queue import KVBatchMeta
 
 from keytoken import fields
 from keytoken.attribution.types import Outcomes, Signals, TokenWeights
-from keytoken.errors import WeightSyncError
+from keytoken.attribution.views.frames import seed_of
+from keytoken.errors import ConfigurationError, WeightSyncError
 from keytoken.losses.policy import loss_totals
 from keytoken.schema import ViewConfig
 from keytoken.verl_adapter.agent_loop import ANSWER_VISION_TOKENS
@@ -23,15 +22,67 @@ PASS_INPUTS = ("input_ids", "position_ids", "responses", "multi_modal_inputs", "
 SIGNAL_FIELDS = ("uid", "response_mask", "old_log_probs", "entropy", "advantages", "extra_fields")
 
 
-def pass_request(batch: KVBatchMeta, global_step: int) -> KVBatchMeta:
-    """The batch as the attribution passes ask for it."""
-    return KVBatchMeta(
+def pass_request(batch: KVBatchMeta, global_step: int, num_ranks: int | None = None) -> KVBatchMeta:
+    """The batch as the attribution passes ask for it.
+
+    Args:
+        batch: the batch, in the order of the actor's ranks.
+        global_step: step that the scores are for.
+        num_ranks: ranks that share the passes, if all answers to a prompt must come to the same one. Then
+            the request has an order of its own; what a pass writes is known by its key, not by its place.
+
+    Raises:
+        ConfigurationError: see :func:`order_of_whole_groups`.
+    """
+    request = KVBatchMeta(
         partition_id=batch.partition_id,
         keys=list(batch.keys),
         tags=batch.tags,
         fields=list(PASS_INPUTS),
         extra_info={"global_step": global_step},
     )
+    if num_ranks is not None:
+        padding = [bool(tag.get("is_padding", False)) for tag in batch.tags]
+        request.reorder(order_of_whole_groups(batch.keys, padding, num_ranks))
+    return request
+
+
+def order_of_whole_groups(keys: list[str], padding: list[bool], num_ranks: int) -> list[int]:
+    """An order of rows in which no prompt has answers in two of the ranks' equal shares.
+
+    Every prompt goes to the first rank with room for it, and rows that verl made up fill the rest. Where a
+    share is a multiple of the answers to a prompt this finds an order, also if some prompts have fewer.
+
+    Args:
+        keys: of the rows.
+        padding: which rows verl made up.
+        num_ranks: ranks that take a share each; the rows divide over them.
+
+    Raises:
+        ConfigurationError: some prompt has no place.
+    """
+    share = len(keys) // num_ranks
+    groups: dict[str, list[int]] = {}
+    for row in _canonical(keys):
+        if not padding[row]:
+            groups.setdefault(_place_of(keys[row])[0], []).append(row)
+    shares: list[list[int]] = [[] for _ in range(num_ranks)]
+    for prompt, group in groups.items():
+        room = next((rows for rows in shares if len(rows) + len(group) <= share), None)
+        if room is None:
+            raise ConfigurationError(
+                f"The {len(keys)} answers of a step do not divide over the {num_ranks} ranks of the "
+                f"attribution passes so that the {len(group)} answers to prompt {prompt}, which the method "
+                "compares, stay together. Make actor_rollout_ref.actor.ppo_mini_batch_size a multiple of "
+                "keytoken.attribution.num_workers, or of the actor's ranks if they run the passes."
+            )
+        room.extend(group)
+    filling = [row for row in range(len(keys)) if padding[row]]
+    for rows in shares:
+        missing = share - len(rows)
+        rows.extend(filling[:missing])
+        del filling[:missing]
+    return [row for rows in shares for row in rows]
 
 
 def read(batch: KVBatchMeta, names: list[str]) -> TensorDict:
@@ -45,15 +96,20 @@ def read_signals(
     view: ViewConfig,
     reward: str | None = None,
     divide_by_std: bool = True,
+    *,
+    run_seed: int = 0,
+    step: int = 1,
 ) -> tuple[Signals, TensorDict]:
     """The signals of a batch, padded, and the ragged tensors they came from.
 
     Args:
         batch: the batch, after the old-log-prob pass and the attribution passes.
-        outputs: the pass outputs that were written; empty for a method without views.
+        outputs: the pass outputs that were written; empty for a method without passes.
         view: the views behind the visual and the temporal signal.
         reward: the field of the token-level rewards; None if nobody needs them.
         divide_by_std: whether advantages are divided by a standard deviation.
+        run_seed: seed of the run; with the step it gives that of the method's ties and draws.
+        step: the global step.
     """
     data = read(batch, [*SIGNAL_FIELDS, *outputs, *([reward] if reward else [])])
     padded = {
@@ -79,8 +135,21 @@ def read_signals(
         has_visual=padded.get(has_visual, torch.zeros(size)).bool(),
         has_temporal=padded.get(has_temporal, torch.zeros(size)).bool(),
         outcomes=outcomes,
+        truncated_entropy=padded.get(fields.TRUNCATED_ENTROPY),
+        disagreement=padded.get(fields.DISAGREEMENT),
+        row_keys=torch.tensor(_canonical(batch.keys)).argsort(),
+        seed=step_seed(run_seed, step),
+        step=step,
     )
     return signals, data
+
+
+def step_seed(run_seed: int, step: int) -> int:
+    """Seed of what a method draws in one step: the upper 63 of the 64 bits of BLAKE2b("<run_seed>/<step>").
+
+    The same after a restart, whatever was drawn before.
+    """
+    return seed_of(run_seed, step) >> 1
 
 
 def write_weights(
@@ -156,9 +225,15 @@ def require_version(data: TensorDict, global_step: int) -> None:
 
 def canonical_order(batch: KVBatchMeta) -> None:
     """Sort a batch by prompt and answer number: answers arrive in the order they happened to finish."""
+    batch.reorder(_canonical(batch.keys))
 
-    def key(position: int) -> tuple[Any, ...]:
-        uid, session, index = batch.keys[position].rsplit("_", 2)
-        return uid, int(session), int(index)
 
-    batch.reorder(sorted(range(len(batch)), key=key))
+def _canonical(keys: list[str]) -> list[int]:
+    """The rows by prompt and answer number."""
+    return sorted(range(len(keys)), key=lambda row: _place_of(keys[row]))
+
+
+def _place_of(key: str) -> tuple[str, int, int]:
+    """Prompt, number of the answer and of its part; verl's keys are ``{prompt}_{answer}_{part}``."""
+    prompt, answer, part = key.rsplit("_", 2)
+    return prompt, int(answer), int(part)

@@ -18,6 +18,7 @@ from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 
 from keytoken import fields
+from keytoken.attribution.methods import measures_of, needs_passes
 from keytoken.attribution.types import Signals, TokenWeights
 from keytoken.errors import ClusterError, WeightSyncError
 from keytoken.resources import num_slots
@@ -64,7 +65,7 @@ class AttributionSteps(_Trainer):
 
     @property
     def _own_pool(self) -> bool:
-        return bool(self.keytoken.method.views) and self.keytoken.attribution.placement == "pool"
+        return needs_passes(self.keytoken.method) and self.keytoken.attribution.placement == "pool"
 
     def _build_replay_buffer(self) -> Any:
         buffer = super()._build_replay_buffer()
@@ -129,8 +130,11 @@ class AttributionSteps(_Trainer):
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         """Launch the passes, let the actor compute its own log-probs beside them, then wait."""
         passes = None
-        if self.keytoken.method.views:
-            passes = self.attribution_wg.compute_attribution(batches.pass_request(batch, self.global_steps))
+        if needs_passes(self.keytoken.method):
+            compares_answers = "disagreement" in measures_of(self.keytoken.method)
+            num_ranks = self.attribution_wg.world_size if compares_answers else None
+            request = batches.pass_request(batch, self.global_steps, num_ranks)
+            passes = self.attribution_wg.compute_attribution(request)
         batch = super()._compute_old_log_prob(batch, metrics)
         if passes is not None:
             start = time.perf_counter()
@@ -158,7 +162,8 @@ class AttributionSteps(_Trainer):
         algorithm = self.config.algorithm
         by_std = bool(algorithm.get("norm_adv_by_std_in_grpo", True))
         view, reward = self.keytoken.method.view, _reward_field(algorithm)
-        signals, data = batches.read_signals(batch, outputs, view, reward, by_std)
+        seed, step = self.keytoken.seed, self.global_steps
+        signals, data = batches.read_signals(batch, outputs, view, reward, by_std, run_seed=seed, step=step)
         metrics["data/quarantined_rows"] = len(self.train_dataset.quarantined)
         metrics.update(batches.batch_metrics(batch, signals, data))
         if outputs:
@@ -241,11 +246,12 @@ class SyncTrainer(AttributionSteps, PPOTrainerSync):
 
 def _outputs_of(keytoken: KeyTokenConfig) -> tuple[str, ...]:
     """The fields that the passes of this method write."""
-    if not keytoken.method.views:
+    if not needs_passes(keytoken.method):
         return ()
     real = (fields.REAL_LOG_PROB,) if keytoken.attribution.check_base else ()
+    measures = (fields.MEASURES[name] for name in measures_of(keytoken.method))
     views = (name for view in keytoken.method.views for name in fields.view_outputs(view))
-    return (fields.VERSION, fields.PASS_SECONDS, fields.STATIC_CLIP, *real, *views)
+    return (fields.VERSION, fields.PASS_SECONDS, fields.STATIC_CLIP, *real, *measures, *views)
 
 
 def _reward_field(algorithm: DictConfig) -> str | None:
