@@ -4,9 +4,11 @@ Heavy modules are imported by the command that needs them, so that ``--help`` an
 """
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from keytoken.errors import KeyTokenError
 
@@ -53,10 +55,32 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     bench.add_argument("--steps", type=int, default=6, help="training steps of each run (default: 6)")
     bench.set_defaults(run=_bench)
+    _add_sweep(commands)
     golden = commands.add_parser("golden", help="compare method=video_ktr_official with published outputs")
     golden.add_argument("file", help="a JSON file of golden cases")
     golden.set_defaults(run=_golden)
     return parser
+
+
+def _add_sweep(commands: Any) -> None:
+    sweep = commands.add_parser(
+        "sweep",
+        help="run a study: methods by seeds on variants of the demo world, with a report",
+        description="Run what a study (configs/keytoken_configs/study/NAME.yaml) lacks and write its report: "
+        "held-out accuracies with intervals, paired tests, curves, costs. Each run is one process in plain "
+        "torch around the pure core (views, methods, losses, rewards): no Ray, vLLM or verl. An arm is "
+        "composed and validated as `keytoken train experiment=demo_cpu` would. Interrupt it whenever you "
+        "like: finished runs are kept, and the same command goes on with the others. KEY=VALUE changes the "
+        "study's own keys, such as steps=10 or sections.clean.seeds=[1,2].",
+    )
+    sweep.add_argument("overrides", nargs="+", metavar="study=NAME|KEY=VALUE")
+    sweep.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="runs at once (default: one for each core)"
+    )
+    sweep.add_argument(
+        "--report", action="store_true", help="run nothing; write the report from what is there"
+    )
+    sweep.set_defaults(run=_sweep)
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -82,6 +106,14 @@ def _bench(arguments: argparse.Namespace) -> int:
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave by the way that stops the run in progress
     print(bench(arguments.overrides, arguments.steps, announce=print))
+    return 0
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    from keytoken.study.sweep import sweep
+
+    path = sweep(arguments.overrides, jobs=arguments.jobs, report_only=arguments.report, announce=print)
+    print(f"Report: {path}")
     return 0
 
 

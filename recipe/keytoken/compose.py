@@ -23,6 +23,7 @@ from keytoken.schema import unknown_name
 
 CONFIG_MODULE = "keytoken_configs"
 ROOT = "train"
+STUDIES = "study"  # a folder of sweeps over runs, which no run chooses
 # What to do about an environment variable that a configuration file reads and nobody has set.
 VARIABLES = {
     "KEYTOKEN_DEMO_DIR": "run `keytoken demo`, which prepares the demo world and sets it, or set it to a "
@@ -55,7 +56,9 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
 def groups() -> dict[str, list[str]]:
     """KeyToken's configuration groups and the options of each, as they lie in the package."""
     folders = [
-        entry for entry in files(CONFIG_MODULE).iterdir() if entry.is_dir() and entry.name[0] not in "._"
+        entry
+        for entry in files(CONFIG_MODULE).iterdir()
+        if entry.is_dir() and entry.name[0] not in "._" and entry.name != STUDIES
     ]
     return {
         folder.name: sorted(file.name[:-5] for file in folder.iterdir() if file.name.endswith(".yaml"))

@@ -1,0 +1,1 @@
+"""Studies: methods by seeds on variants of the demo world, run through the pure core in one process each."""

@@ -1,0 +1,74 @@
+"""``keytoken sweep``: run what a study lacks, then write its report."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from keytoken.errors import ConfigurationError
+from keytoken.study import runs, warm
+from keytoken.study.config import StudyConfig, load_study
+from keytoken.study.report import write_report
+from keytoken.study.settings import RunPlan, TrainSettings, load_settings, plans_of
+
+Job = tuple[Path, RunPlan, TrainSettings]
+
+
+def sweep(words: Sequence[str], *, jobs: int, report_only: bool, announce: Callable[[str], None]) -> Path:
+    """Run a study, or go on with it, and write its report.
+
+    Args:
+        words: ``study=<name>`` and overrides of the study's keys.
+        jobs: Runs at the same time, each on one thread in a process of its own; 1 runs them in this process.
+        report_only: Write the report from the runs that are there.
+        announce: Told what is going on, a line at a time.
+
+    Returns:
+        The report.
+
+    Raises:
+        ConfigurationError: the study, or what an arm composes to, cannot work; found before anything is run.
+    """
+    if jobs < 1:
+        raise ConfigurationError(f"--jobs {jobs}: use 1 or more.")
+    study = load_study(words)
+    folder = folder_of(study)
+    wanted = [(folder, plan, load_settings(plan)) for plan in plans_of(study)]
+    missing = [job for job in wanted if not runs.is_finished(*job)]
+    announce(f"Study {study.name}: {len(wanted)} runs, {len(wanted) - len(missing)} of them finished.")
+    announce(f"Each run is {runs.BACKEND}.")
+    if not report_only:
+        run_all(missing, jobs)
+    finished = [runs.read_run(runs.run_file(*job[:2])) for job in wanted if runs.is_finished(*job)]
+    return write_report(folder, study, finished)
+
+
+def folder_of(study: StudyConfig) -> Path:
+    """Where a study's runs and report go."""
+    return Path(study.folder or Path("outputs", "studies", study.name)).expanduser().absolute()
+
+
+def run_all(missing: Sequence[Job], jobs: int) -> None:
+    """Execute runs in their order, after the warm starts that they begin with."""
+    torch.set_num_threads(1)
+    for start in {plan.start.digest(): plan.start for _, plan, _ in missing}.values():
+        warm.prepare(start)
+    bar = tqdm(total=len(missing), desc="runs", unit="run", dynamic_ncols=True)
+    with bar:
+        if jobs == 1 or len(missing) < 2:
+            for job in missing:
+                bar.set_postfix_str(job[1].name)
+                runs.execute(*job)
+                bar.update()
+            return
+        # Spawned, not forked: torch has started threads.
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(jobs, len(missing)), mp_context=spawn) as pool:
+            for future in as_completed([pool.submit(runs.execute, *job) for job in missing]):
+                bar.set_postfix_str(future.result().stem)
+                bar.update()
