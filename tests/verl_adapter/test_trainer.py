@@ -11,7 +11,9 @@ from omegaconf import OmegaConf
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 
-from keytoken.schema import OrderBonusConfig
+from keytoken import fields
+from keytoken.golden import load_preset
+from keytoken.schema import AttributionConfig, KeyTokenConfig, OrderBonusConfig
 from keytoken.verl_adapter import order
 from keytoken.verl_adapter import trainer as trainers
 from keytoken.verl_adapter.trainer import AttributionSteps, _reward_field
@@ -43,6 +45,9 @@ class VerlsTrainer:
     def _fetch_one_gen_batch(self) -> TensorDict:
         return TensorDict({"index": torch.arange(2)}, batch_size=2)
 
+    def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        return batch
+
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         raise Stop(dict(metrics))
 
@@ -70,3 +75,52 @@ def test_rewards_are_raised_before_advantages_are_computed(monkeypatch: pytest.M
         with pytest.raises(Stop) as stopped:
             trainer(bonus)._compute_advantage(batch, {})
         assert stopped.value.args == (seen,)
+
+
+VIEW = fields.view_outputs("masked")
+ALWAYS = (fields.VERSION, fields.PASS_SECONDS, fields.STATIC_CLIP)
+
+
+@pytest.mark.parametrize(
+    ("preset", "check_base", "outputs"),
+    [
+        ("grpo", True, ()),
+        ("high_entropy", True, ()),
+        ("papo_grpo", False, (*ALWAYS, *fields.view_outputs("blackened"))),
+        ("tor_grpo", True, (*ALWAYS, fields.REAL_LOG_PROB, fields.TRUNCATED_ENTROPY, *VIEW)),
+        ("tor_grpo", False, (*ALWAYS, fields.TRUNCATED_ENTROPY, *VIEW)),
+        ("tw_grpo", False, (*ALWAYS, fields.DISAGREEMENT)),
+    ],
+)
+def test_what_the_passes_of_a_method_write(preset: str, check_base: bool, outputs: tuple[str, ...]) -> None:
+    attribution = AttributionConfig(check_base=check_base)
+    keytoken = KeyTokenConfig(method=load_preset(preset), attribution=attribution)
+    assert trainers._outputs_of(keytoken) == outputs
+
+
+@pytest.mark.parametrize(
+    ("preset", "asked"),
+    [
+        ("grpo", None),
+        ("video_ktr", ["b_0_0", "a_0_0", "b_1_0", "a_1_0"]),
+        ("tw_grpo", ["a_0_0", "a_1_0", "b_0_0", "b_1_0"]),  # a prompt for each of the two ranks
+    ],
+)
+def test_passes_are_asked_for_views_and_for_measures(preset: str, asked: list[str] | None) -> None:
+    requests: list[KVBatchMeta] = []
+
+    def compute_attribution(request: KVBatchMeta) -> Any:
+        requests.append(request)
+        return SimpleNamespace(futures=["future"])
+
+    built = trainer(None)
+    built.keytoken = KeyTokenConfig(method=load_preset(preset))
+    built.attribution_wg = SimpleNamespace(world_size=2, compute_attribution=compute_attribution)
+    built._result_of = lambda futures, what: futures
+    keys = ["b_0_0", "a_0_0", "b_1_0", "a_1_0"]
+    batch = KVBatchMeta(partition_id="train", keys=keys, tags=[{}] * 4)
+    metrics: dict[str, Any] = {}
+    assert built._compute_old_log_prob(batch, metrics).keys == keys
+    assert [request.keys for request in requests] == ([] if asked is None else [asked])
+    assert ("attribution/wait_s" in metrics) == (asked is not None)
+    assert built._own_pool == (asked is not None)
