@@ -5,7 +5,8 @@ Two rules: ``quantile`` follows the published code, where every token at or abov
 (1 - ratio) quantile is kept, so that equal scores at the threshold are kept together; ``count`` keeps exactly
 ceil(ratio n) tokens and breaks ties by a seeded draw, which scores that are mostly 0 need.
 Departure: an optional floor in nats. Where most scores are rounding noise around 0, a quantile alone keeps
-noise; the share of tokens above ``NOTABLE_NATS`` is always reported to make that visible.
+noise; the share of tokens above the floor, or above ``NOTABLE_NATS``, is always reported to make that
+visible.
 
 Thresholds, selections and their counts come from :func:`keytoken_kernels.selection.select`.
 """
@@ -100,7 +101,7 @@ def select_by(
         groups=None if outcomes is None else Segments.of(signals.group),
         epsilon=config.advantage_epsilon,
         divide_by_std=outcomes is None or outcomes.divide_by_std,
-        notable=NOTABLE_NATS,
+        notable=NOTABLE_NATS if selection.floor is None else selection.floor,
         impl=impl,
     )
     if bool(found.count("non_finite").any()):
@@ -144,7 +145,7 @@ def selection_metrics(found: Selection, ratios: Mapping[str, float]) -> dict[str
         ``attribution/<signal>/coverage``: answer tokens that the signal exists for. Where it is 0 the
         following three are left out.
         ``.../selected_share``: tokens that it selected.
-        ``.../notable_share``: tokens with |score| above :data:`NOTABLE_NATS`.
+        ``.../notable_share``: tokens with |score| above the floor, above :data:`NOTABLE_NATS` without one.
         ``.../excess_share``: selected_share minus the ratio asked for: above 0 through ties at the threshold
         and short segments, below 0 through the floor.
     """

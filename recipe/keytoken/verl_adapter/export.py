@@ -2,9 +2,10 @@
 
 Columns: ``step``, ``prompt_id``, ``answer`` (its number in the group), ``prompt``, ``reward``, and lists with
 one entry for each answer token: ``token_ids``, ``tokens``, ``log_prob``, ``log_prob_masked``,
-``log_prob_shuffled``, ``entropy``, ``visual``, ``temporal`` (scores in nats), ``selected_visual``,
-``selected_temporal``, ``selected_entropy``, ``weight`` and ``advantage``. A pass or signal that did not run
-has null in place of its list. Read it with ``pandas.read_parquet(run / "tokens")``.
+``log_prob_shuffled``, ``entropy``, ``truncated_entropy``, ``disagreement``, ``visual``, ``temporal`` (scores,
+in nats or in the unit of ``keytoken.method.selection.score``), ``selected_visual``, ``selected_temporal``,
+``selected_entropy``, ``weight`` and ``advantage``. A pass or signal that did not run has null in place of its
+list. Read it with ``pandas.read_parquet(run / "tokens")``.
 """
 
 import os
@@ -57,6 +58,7 @@ SCHEMA = pa.schema(
         ("token_ids", pa.list_(pa.int64())),
         ("tokens", pa.list_(pa.string())),
         *((name, _NUMBERS) for name in ("log_prob", "log_prob_masked", "log_prob_shuffled", "entropy")),
+        *((name, _NUMBERS) for name in ("truncated_entropy", "disagreement")),
         *((name, _NUMBERS) for name in ("visual", "temporal")),
         *((f"selected_{name}", _FLAGS) for name in ("visual", "temporal", "entropy")),
         *((name, _NUMBERS) for name in ("weight", "advantage")),
@@ -85,6 +87,8 @@ def _row(
         "log_prob_masked": values(signals.logp_masked),
         "log_prob_shuffled": values(signals.logp_shuffled),
         "entropy": values(signals.entropy),
+        "truncated_entropy": values(signals.truncated_entropy),
+        "disagreement": values(signals.disagreement),
         **{name: values(result.scores.get(name)) for name in ("visual", "temporal")},
         **{f"selected_{name}": values(result.masks.get(name)) for name in ("visual", "temporal", "entropy")},
         "weight": values(result.weights),
