@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import psutil
@@ -73,11 +74,18 @@ class Launcher:
     def __init__(self, demo_dir: Path, folder: Path) -> None:
         self.demo_dir, self.folder = demo_dir, folder
 
-    def start(self, name: str, *overrides: str) -> "Job":
+    def start(
+        self,
+        name: str,
+        *overrides: str,
+        program: tuple[str, ...] = ("-m", "keytoken.cli", "train"),
+        environment: dict[str, str] | None = None,
+    ) -> "Job":
         # Ray's sockets lie below this folder, and a socket's path may not exceed 107 characters.
         ray_dir = tempfile.mkdtemp(prefix="kt-", dir="/tmp")
-        environment = {
+        variables = {
             **os.environ,
+            **(environment or {}),
             "KEYTOKEN_DEMO_DIR": str(self.demo_dir),
             "RAY_TMPDIR": ray_dir,
             "OMP_NUM_THREADS": "1",
@@ -86,9 +94,7 @@ class Launcher:
         run_dir = self.folder / name
         command = [
             sys.executable,
-            "-m",
-            "keytoken.cli",
-            "train",
+            *program,
             *SMALL,
             f"keytoken.run_dir={run_dir}",
             *overrides,
@@ -96,7 +102,7 @@ class Launcher:
         with log.open("a") as output:
             process = subprocess.Popen(
                 command,
-                env=environment,
+                env=variables,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
@@ -104,8 +110,8 @@ class Launcher:
             )
         return Job(process, Run(run_dir), log, Path(ray_dir))
 
-    def run(self, name: str, *overrides: str) -> Run:
-        return self.start(name, *overrides).finish()
+    def run(self, name: str, *overrides: str, **options: Any) -> Run:
+        return self.start(name, *overrides, **options).finish()
 
 
 @dataclasses.dataclass

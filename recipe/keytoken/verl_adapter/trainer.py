@@ -60,7 +60,6 @@ class AttributionSteps(_Trainer):
     def __init__(self, config: DictConfig) -> None:
         block: Any = OmegaConf.to_container(config.keytoken, resolve=True)
         self.keytoken = KeyTokenConfig.from_mapping(block)
-        advantages.install_estimator(self.keytoken.method.advantage_epsilon)
         super().__init__(config)
 
     @property
@@ -83,17 +82,23 @@ class AttributionSteps(_Trainer):
 
     def _setup(self) -> None:
         super()._setup()
-        self.actor_rollout_wg.set_keytoken(self.keytoken)
-        if self.use_reference_policy:
-            self.ref_policy_wg.set_keytoken(self.keytoken)
-        method = self.keytoken.method
-        self.actor_rollout_wg.set_loss_fn(
-            partial(token_weighted_loss, config=method.loss, view=method.view.visual)
-        )
         self.attribution_wg = self.actor_rollout_wg
         if self._own_pool:
             self.attribution_wg = self._start_attribution_group()
             pools.join_broadcast(self.standalone_checkpoint_manager, self.attribution_wg)
+        self._hand_over_method()
+
+    def _hand_over_method(self) -> None:
+        """Tell the running groups by which method they score, select and train."""
+        method = self.keytoken.method
+        advantages.install_estimator(method.advantage_epsilon)
+        groups = [self.actor_rollout_wg, self.attribution_wg]
+        groups += [self.ref_policy_wg] if self.use_reference_policy else []
+        for group in {id(group): group for group in groups}.values():
+            group.set_keytoken(self.keytoken)
+        self.actor_rollout_wg.set_loss_fn(
+            partial(token_weighted_loss, config=method.loss, view=method.view.visual)
+        )
 
     def _start_attribution_group(self) -> Any:
         workers = self.keytoken.attribution.num_workers

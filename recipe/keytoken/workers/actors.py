@@ -55,6 +55,11 @@ class _SelectingWorker:
 
     keytoken: KeyTokenConfig
 
+    @register_worker_method(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def set_keytoken(self, keytoken: KeyTokenConfig) -> None:
+        """Hand over the method and how its passes run, after the models are built."""
+        self.keytoken = keytoken
+
     @register_worker_method(dispatch_mode=Dispatch.ALL_TO_ALL, execute_mode=Execute.RANK_ZERO, blocking=False)
     def select_tokens(self, signals: Signals) -> TokenWeights:
         """See :func:`keytoken.workers.selection.select_on`; rank 0 alone runs it."""
@@ -70,14 +75,20 @@ class AttributionWorker(_SelectingWorker, TrainingWorker):
     """
 
     def __init__(self, config: DictConfig, keytoken: KeyTokenConfig) -> None:
-        self.keytoken = keytoken
-        self.settings = pass_settings(config, keytoken)
+        self._run = config
+        self.set_keytoken(keytoken)
         self.version = -1
         # Built here and not in the trainer: unpickling a model config does not import external_lib again.
         with use_resident_engine():
             super().__init__(_forward_only_config(config))
         self.reset()
         self.checkpoint_engine = _checkpoint_engine(config.rollout.checkpoint_engine)
+
+    @register_worker_method(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def set_keytoken(self, keytoken: KeyTokenConfig) -> None:
+        """The same, and the settings of the passes."""
+        super().set_keytoken(keytoken)
+        self.settings = pass_settings(self._run, keytoken)
 
     @register_worker_method(
         dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="train"), blocking=False
@@ -153,8 +164,8 @@ class _KeyTokenWorker(_SelectingWorker, _ActorWorker):
 
     @register_worker_method(dispatch_mode=Dispatch.ONE_TO_ALL)
     def set_keytoken(self, keytoken: KeyTokenConfig) -> None:
-        """Hand over the KeyToken configuration once, after the models are built."""
-        self.keytoken = keytoken
+        """The same, and the head of the engines."""
+        super().set_keytoken(keytoken)
         for worker in (self.actor, self.ref):
             if worker is not None:
                 set_head(worker.engine, HeadSettings.of(keytoken))

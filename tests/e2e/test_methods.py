@@ -1,0 +1,102 @@
+"""Every method trains two steps on the real stack, all on one cluster (``tour.py``)."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from keytoken.compose import groups
+from keytoken.golden import load_preset
+from keytoken.schema import MethodConfig
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2400)]
+
+# video_ktr first: it has a view of each kind and a reference policy. T-GRPO has a run of its own, because it
+# changes the rollout.
+METHODS = ["video_ktr", *(name for name in groups()["method"] if name not in ("video_ktr", "t_grpo"))]
+# Methods that keep every answer token, by what their files say.
+KEEP_ALL = {"all", "cispo", "dapo", "dr_grpo", "grpo", "gspo", "papo_dapo", "papo_grpo", "soft", "tw_grpo"}
+
+
+def preset(name: str) -> MethodConfig | None:
+    """What a method file says; dr_grpo cannot be read without hydra."""
+    return None if name == "dr_grpo" else load_preset(name)
+
+
+@pytest.fixture(scope="session")
+def tour(launcher):
+    """One run through all methods, two steps each."""
+    return launcher.run(
+        "tour",
+        "keytoken.export.max_responses=16",
+        "trainer.total_epochs=20",
+        "trainer.save_freq=-1",
+        program=(str(Path(__file__).with_name("tour.py")),),
+        environment={"KEYTOKEN_TOUR": ",".join(METHODS)},
+    )
+
+
+@pytest.fixture(params=METHODS)
+def method(request, tour) -> tuple[str, list[dict[str, float]], pd.DataFrame]:
+    """A name, the metrics of its two steps, and its answers with their tokens."""
+    first = 2 * METHODS.index(request.param) + 1
+    steps = {int(step["training/global_step"]): step for step in tour.metrics()}
+    tokens = pd.concat([tour.tokens(first), tour.tokens(first + 1)])
+    return request.param, [steps[first], steps[first + 1]], tokens
+
+
+def test_it_trains(method) -> None:
+    name, steps, tokens = method
+    for step in steps:
+        assert math.isfinite(step["actor/loss"]) and step["actor/grad_norm"] > 0
+        assert (
+            step["attribution/selected_share"] == 1.0
+            if name in KEEP_ALL
+            else 0.1 < step["attribution/selected_share"] < 0.9
+        )
+        assert step.get("attribution/base_gap_max", 0.0) <= 1e-5
+        assert step.get("kernels/advantage_gap_max", 0.0) <= 1e-5
+    assert len(tokens) == 32
+
+
+def test_weights_are_the_methods_own(method) -> None:
+    """What the actor was trained on, looked at from outside."""
+    name, _, tokens = method
+    weights = [np.asarray(row) for row in tokens["weight"]]
+    values = set(np.unique(np.concatenate(weights)))
+    if name in ("tor_grpo", "tor_dapo"):
+        assert values == {0.0, 0.5, 1.0}
+    elif name == "vppo":
+        assert 0.0 in values and len(values) > 3  # a factor for each answer
+    elif name == "soft":
+        assert all(row.mean() == pytest.approx(1.0, rel=1e-5) and row.std() > 0 for row in weights)
+    elif name == "tw_grpo":
+        assert min(values) == 1.0 and max(values) == 1.5
+    else:
+        assert values == ({1.0} if name in KEEP_ALL else {0.0, 1.0})
+
+
+def test_exact_shares_of_a_batch_are_exact(method) -> None:
+    """ToR and 80/20 count over all tokens of a step."""
+    name, _, tokens = method
+    config = preset(name)
+    if config is None or config.selection is None or config.selection.scope != "batch":
+        pytest.skip("no share of a whole batch")
+    for _, step in tokens.groupby("step"):
+        chosen = np.concatenate([np.asarray(row) for row in step["selected_entropy"]])
+        ratio = config.selection.entropy_ratio
+        assert chosen.sum() == math.ceil(round(ratio * len(chosen), 6))
+
+
+def test_tor_over_dapo_with_its_groups_and_its_penalty(launcher) -> None:
+    """With dynamic sampling: every group of a trained batch has answers that differ in their rewards."""
+    run = launcher.run(
+        "tor_dapo", "method=tor_dapo", "trainer.total_training_steps=2", "trainer.save_freq=-1"
+    )
+    for step in run.metrics():
+        assert step["actor/grad_norm"] > 0 and step["attribution/groups_without_advantage"] == 0.0
+    tokens = pd.concat([run.tokens(1), run.tokens(2)])
+    assert (tokens.groupby(["step", "prompt_id"])["reward"].nunique() > 1).all()
+    assert set(np.unique(np.concatenate(tokens["weight"].tolist()))) == {0.0, 0.5, 1.0}
