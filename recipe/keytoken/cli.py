@@ -56,6 +56,15 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--steps", type=int, default=6, help="training steps of each run (default: 6)")
     bench.set_defaults(run=_bench)
     _add_sweep(commands)
+    explain = commands.add_parser(
+        "explain",
+        help="say in words and numbers what a method does",
+        description="Print a method as a run would have it: formula and source, passes, signals, selection, "
+        "loss, and how well each value is known. Overrides are those of train; without an experiment that "
+        "of the demo is taken.",
+    )
+    explain.add_argument("overrides", nargs="*", metavar="method=NAME KEY=VALUE")
+    explain.set_defaults(run=_explain)
     golden = commands.add_parser("golden", help="compare method=video_ktr_official with published outputs")
     golden.add_argument("file", help="a JSON file of golden cases")
     golden.set_defaults(run=_golden)
@@ -114,6 +123,13 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
     path = sweep(arguments.overrides, jobs=arguments.jobs, report_only=arguments.report, announce=print)
     print(f"Report: {path}")
+    return 0
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    from keytoken.explain import explain
+
+    explain(arguments.overrides)
     return 0
 
 

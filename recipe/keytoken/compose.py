@@ -45,7 +45,7 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
         config = _compose(overrides)
     except (HydraException, OmegaConfBaseException) as problem:
         raise ConfigurationError(_explain_composition(problem, typed)) from problem
-    raw = dict(_leaves(OmegaConf.to_container(config, resolve=False)))
+    raw = dict(leaves(OmegaConf.to_container(config, resolve=False)))
     try:
         OmegaConf.resolve(config)
     except OmegaConfBaseException as problem:
@@ -66,6 +66,11 @@ def groups() -> dict[str, list[str]]:
     }
 
 
+def choices(overrides: Sequence[str]) -> dict[str, str | None]:
+    """The option of each configuration group that overrides lead to; they must compose."""
+    return dict(_compose(overrides, return_hydra_config=True).hydra.runtime.choices)
+
+
 def _needs_reference(kl_coef: Any) -> bool:
     """Whether verl has to compute reference log-probs; the schema refuses what is not a number."""
     return isinstance(kl_coef, (int, float)) and kl_coef > 0
@@ -76,12 +81,12 @@ def _share(share: Any, total: Any) -> Any:
     return max(1, round(share * total)) if isinstance(total, int) else total
 
 
-def _compose(overrides: Sequence[str]) -> DictConfig:
+def _compose(overrides: Sequence[str], return_hydra_config: bool = False) -> DictConfig:
     OmegaConf.register_new_resolver("keytoken.needs_reference", _needs_reference, replace=True)
     OmegaConf.register_new_resolver("keytoken.share", _share, replace=True)
     GlobalHydra.instance().clear()
     with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-        return compose(ROOT, overrides=list(overrides))
+        return compose(ROOT, overrides=list(overrides), return_hydra_config=return_hydra_config)
 
 
 def _parse(text: str) -> Override:
@@ -179,5 +184,6 @@ def _nodes(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _nodes(value, f"{prefix}{name}.")
 
 
-def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
+def leaves(tree: Any) -> Iterator[tuple[str, Any]]:
+    """Every value of a configuration, given as nested dicts, with its dotted key."""
     return ((name, value) for name, value in _nodes(tree) if not isinstance(value, dict))
