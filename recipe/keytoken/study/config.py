@@ -21,6 +21,7 @@ from keytoken.block import Block, check_choices, require, unknown_name
 from keytoken.compose import CONFIG_MODULE, STUDIES
 from keytoken.demo.warm_start import WarmStartConfig
 from keytoken.errors import ConfigurationError
+from keytoken.study.worlds import WORLDS
 
 ROOT = "study"
 # The arm without training: what the warm start itself answers, once for every seed.
@@ -134,6 +135,10 @@ class StudyConfig(Block):
     def _check_section(self, where: str, section: SectionConfig) -> None:
         for arm in section.arms:
             require(arm in self.arms, unknown_name(f"arm {arm} in {where}.arms", str(arm), self.arms, "arms"))
+        require(
+            section.world in WORLDS,
+            unknown_name(f"world {where}.world={section.world}", section.world, WORLDS, "worlds"),
+        )
         require(
             section.warm_start in self.warm_starts,
             unknown_name(

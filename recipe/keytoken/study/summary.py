@@ -68,7 +68,7 @@ def _gain(name: str, comparison: Comparison) -> str:
             f"({interval(test.difference, '+')} points)."
         )
     verb = "raises" if test.difference.value > 0 else "lowers"
-    return f"{name} {verb} sampled accuracy by {interval(test.difference)} points."
+    return f"{name} {verb} sampled accuracy ({interval(test.difference, '+')} points)."
 
 
 def _against(name: str, found: dict[str, Comparison], title_of: Title) -> list[str]:

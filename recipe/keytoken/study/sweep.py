@@ -25,7 +25,8 @@ def sweep(words: Sequence[str], *, jobs: int, report_only: bool, announce: Calla
     Args:
         words: ``study=<name>`` and overrides of the study's keys.
         jobs: Runs at the same time, each on one thread in a process of its own; 1 runs them in this process.
-        report_only: Write the report from the runs that are there.
+        report_only: Write the report from the runs that are there, also if what they were run with has changed
+            since; that is announced.
         announce: Told what is going on, a line at a time.
 
     Returns:
@@ -42,10 +43,14 @@ def sweep(words: Sequence[str], *, jobs: int, report_only: bool, announce: Calla
     missing = [job for job in wanted if not runs.is_finished(*job)]
     announce(f"Study {study.name}: {len(wanted)} runs, {len(wanted) - len(missing)} of them finished.")
     announce(f"Each run is {runs.BACKEND}.")
-    if not report_only:
+    if report_only:
+        older = [job[1].name for job in missing if runs.run_file(*job[:2]).exists()]
+        if older:
+            announce(f"{len(older)} runs are of other settings or sources than those of now: {older[0]}, ...")
+    else:
         run_all(missing, jobs)
-    finished = [runs.read_run(runs.run_file(*job[:2])) for job in wanted if runs.is_finished(*job)]
-    return write_report(folder, study, finished)
+    files = [runs.run_file(*job[:2]) for job in wanted]
+    return write_report(folder, study, [runs.read_run(path) for path in files if path.exists()])
 
 
 def folder_of(study: StudyConfig) -> Path:

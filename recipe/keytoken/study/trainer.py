@@ -220,7 +220,7 @@ class Trainer:
             group=group,
             outcomes=outcomes,
             temperature=settings.temperature,
-            seed=seed_of(settings.seed, number) % 2**31,
+            seed=seed_of(settings.seed, number) >> 1,  # as in the real stack (step_seed)
             step=number,
         )
         result = compute_token_weights(signals, settings.method)
