@@ -56,13 +56,13 @@ def token_weights(signals: Signals, config: MethodConfig, impl: Impl) -> TokenWe
     result = select_tokens(signals, config, impl)
     if config.selection is None:
         return result
-    pictured = signals.has_visual
+    pictured, scores = signals.has_visual, result.scores["visual"]
     kept = torch.where(pictured[:, None], result.weights, signals.mask.to(result.weights.dtype))
-    factors = torch.ones_like(kept[:, 0])
+    factors = torch.ones_like(scores[:, 0])
     shaped = pictured & signals.mask.any(dim=1)
     if bool(shaped.any()):
-        dependence = result.scores["visual"][shaped].sum(dim=1) / signals.mask[shaped].sum(dim=1)
-        factors[shaped] = trajectory_factors(dependence, options.least_factor).to(factors.dtype)
+        dependence = scores[shaped].sum(dim=1) / signals.mask[shaped].sum(dim=1)
+        factors[shaped] = trajectory_factors(dependence, options.least_factor)
     weights = kept * factors[:, None]
     metrics = {
         **result.metrics,
