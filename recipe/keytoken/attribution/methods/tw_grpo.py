@@ -11,8 +11,10 @@ Answers are aligned by the index of their tokens, whatever they say there. D is 
 real input; no counterfactual view is needed.
 
 Departures: only the weights are TW-GRPO's; its soft rewards for questions with several right answers are not
-here. The weights multiply the policy term; whether its KL term is weighted too was not seen. Where all
-positions disagree alike, min D = max D, every weight is 1.
+here. The weights multiply the policy term; in the code they multiply the KL term as well, whose coefficient
+its script sets to 0. The code takes the mean of L over the answers to one prompt, on each GPU; here it is one
+mean over the mini-batch, in which prompts with long answers count more. Where all positions disagree alike,
+min D = max D, every weight is 1; the code adds 1e-8 to the difference instead.
 """
 
 from __future__ import annotations
@@ -34,16 +36,16 @@ class Options(Block):
     """Options of this method.
 
     Attributes:
-        alpha: Weight of the position that is disagreed on most; the code's default is 1.5, a released
-            model's 1.7.
+        alpha: Weight of the position that is disagreed on most; that of the released model by default. The
+            code has defaults of 1.4 and 1.5.
     """
 
-    alpha: float = 1.5
+    alpha: float = 1.7
 
     def __post_init__(self) -> None:
         require(
             1.0 <= self.alpha < math.inf,
-            f"keytoken.method.options.alpha is {self.alpha}; use 1 (all alike) or more, such as 1.5.",
+            f"keytoken.method.options.alpha is {self.alpha}; use 1 (all alike) or more, such as 1.7.",
         )
 
 
