@@ -32,7 +32,9 @@ def settings_of(*words: str) -> TrainSettings:
         eval_samples=1,
         max_refills=1,
     )
-    return load_settings(plan)
+    found = load_settings(plan)
+    assert found is not None
+    return found
 
 
 def test_values_of_the_demo_and_of_the_preset() -> None:
@@ -71,7 +73,7 @@ def test_every_study_composes(name: str) -> None:
     study = load_study([f"study={name}"])
     plans = list(plans_of(study))
     assert {plan.start.world for plan in plans} <= set(WORLDS)
-    one_seed = {plan.arm: load_settings(plan) for plan in plans}
+    one_seed = {plan.arm: found for plan in plans if (found := load_settings(plan)) is not None}
     assert name == "tuning" or {found.lr for found in one_seed.values()} == {study.lr}
     shared = ("num_prompts", "num_answers", "max_tokens", "temperature", "warm_up", "betas", "grad_clip")
     assert all(len({getattr(found, key) for found in one_seed.values()}) == 1 for key in shared)
@@ -81,7 +83,8 @@ def test_every_study_composes(name: str) -> None:
 def test_the_first_study_compares_token_weights_only() -> None:
     """The arms without a published loss share one, and select what their titles say."""
     study = load_study(["study=first"])
-    found = {plan.arm: load_settings(plan).method for plan in plans_of(study)}
+    loaded = {plan.arm: load_settings(plan) for plan in plans_of(study)}
+    found = {arm: settings.method for arm, settings in loaded.items() if settings is not None}
     ratios = {
         "entropy": (0, 0, 0.2),
         "visual": (0.2, 0, 0),
@@ -150,7 +153,7 @@ WRONG = {
     "name": ("arms", {"start": {"method": "all"}}, "arm without training"),
     "path": ("arms", {"a/b": {"method": "all"}}, "cannot be the name"),
     "none": ("sections", {}, "some entries"),
-    "backend": ("backend", "stack", "use one of process"),
+    "backend": ("backend", "stak", "use one of process, stack"),
 }
 
 

@@ -172,9 +172,10 @@ def mean_metric(arm: ArmResult, metric: str) -> float | None:
     return _mean(values) if values else None
 
 
-def mean_cost(arm: ArmResult, name: str) -> float:
-    """Mean over seeds of an entry of the runs' costs."""
-    return _mean([run.cost[name] for run in arm.runs.values()])
+def mean_cost(arm: ArmResult, name: str) -> float | None:
+    """Mean over seeds of an entry of the runs' costs; None if no run has it."""
+    values = [run.cost[name] for run in arm.runs.values() if name in run.cost]
+    return _mean(values) if values else None
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -92,7 +92,7 @@ class StudyConfig(Block):
         eval_samples: Answers at temperature 1 to each of them, besides the greedy one.
         max_refills: With dynamic sampling, most batches of prompts drawn to replace those without a signal.
         folder: Where runs and report go; null for ``outputs/studies/<name>``.
-        backend: ``process`` runs the pure core in one process for each run. The only one so far.
+        backend: ``process`` for the pure core, in one process for each run; ``stack`` for ``keytoken train``.
     """
 
     name: str
@@ -110,7 +110,7 @@ class StudyConfig(Block):
     eval_samples: int = 4
     max_refills: int = 3
     folder: str | None = None
-    backend: Literal["process"] = "process"
+    backend: Literal["process", "stack"] = "process"
 
     def __post_init__(self) -> None:
         check_choices(self, ROOT)
@@ -210,9 +210,8 @@ def parse_study(mapping: Mapping[str, Any]) -> StudyConfig:
     ):
         blocks = mapping.get(key)
         where = f"{ROOT}.{key}"
-        require(
-            isinstance(blocks, Mapping) and len(blocks) > 0, f"{where} is {blocks!r}; give it some entries."
-        )
+        if not isinstance(blocks, Mapping) or not blocks:
+            raise ConfigurationError(f"{where} is {blocks!r}; give it some entries.")
         typed[key] = {str(name): parse(block, f"{where}.{name}") for name, block in blocks.items()}
     return StudyConfig.from_mapping(typed, ROOT)
 
@@ -223,9 +222,8 @@ def _arm(mapping: Any, where: str) -> ArmConfig:
 
 def _warm_start(mapping: Any, where: str) -> WarmStartConfig:
     known = {field.name: field for field in dataclasses.fields(WarmStartConfig)}
-    require(
-        isinstance(mapping, Mapping), f"{where} is {mapping!r}; give it keys, or {{}} for the demo's values."
-    )
+    if not isinstance(mapping, Mapping):
+        raise ConfigurationError(f"{where} is {mapping!r}; give it keys, or {{}} for those of the demo.")
     for name, value in mapping.items():
         require(name in known, unknown_name(f"key {where}.{name}", str(name), known, "keys"))
         require(

@@ -14,7 +14,7 @@ from keytoken.demo.statistics import Estimate
 from keytoken.study import analysis, plots
 from keytoken.study.analysis import ALL, GREEDY, SAMPLED, ArmResult, Comparison, SectionResult
 from keytoken.study.config import START, SectionConfig, StudyConfig
-from keytoken.study.runs import BACKEND, RunResult
+from keytoken.study.runs import BACKENDS, RunResult
 from keytoken.study.summary import interval, summarise
 
 START_TITLE = "warm start"
@@ -23,21 +23,21 @@ CSV_COLUMNS = (
     *("value", "low", "high", "pairs", "holm"),
 )
 METHOD_NOTES = """\
-- Accuracies are in percent, on prompts whose parameters no training prompt, warm-start example or tuning
-  prompt had. *Sampled* is the mean over several answers at temperature 1 to each prompt, *greedy* one
-  answer.
+- Accuracies are in percent. The split `test` has prompts with parameters that no training prompt, warm-start
+  example or tuning prompt had; `familiar` and `tuning` have other clips with parameters of the training.
+  *Sampled* is the mean over several answers at temperature 1 to each prompt, *greedy* one answer.
 - Brackets are 95 % intervals over seeds (Student's t). A seed is one order of prompts and one draw of all
-  sampling; arms with the same seed see the same prompts and the same noise, so differences are paired by
-  seed. The intervals hold for the warm start of the section and its test prompts, and say nothing about
-  others.
+  sampling; arms with the same seed see the same prompts and, in one process, the same noise, so differences
+  are paired by seed. The intervals hold for the warm start of the section and its test prompts, and say
+  nothing about others.
 - *Holm* is the p-value of the paired t-test over seeds on sampled accuracy, corrected for the number of
   arms compared with the same other arm in the section. Below 0.05 the difference is called evidence;
   nothing else is.
 - *By prompt* is the same difference with an interval over prompts, given these very runs: what another draw
   of test prompts would change. Prompts are the unit there, and seeds are averaged over.
-- All arms have the same learning rate, batches, warm-up, optimizer and number of updates. Every batch is
-  used for one update by the policy that sampled it: ratios are 1, so nothing is clipped and bounds play no
-  part."""
+- All arms have the same batches, warm-up, optimizer and number of updates, and the learning rate of the
+  study unless their configuration sets another. Every batch is used for one update by the policy that
+  sampled it: ratios are 1, so nothing is clipped and bounds play no part."""
 
 
 def write_report(folder: Path, study: StudyConfig, finished: Sequence[RunResult]) -> Path:
@@ -60,7 +60,9 @@ def _lines(folder: Path, study: StudyConfig, sections: Sequence[SectionResult]) 
         return START_TITLE if arm == START else study.arms[arm].title or arm
 
     lines = [f"# Study {study.name}", "", study.description.strip(), ""]
-    lines += [f"Every run is {BACKEND}. Rerun it with `keytoken sweep study={study.name}`.", ""]
+    backend = "" if study.backend == "process" else f" backend={study.backend}"
+    command = f"keytoken sweep study={study.name}{backend}"
+    lines += [f"Every run is {BACKENDS[study.backend]}. Rerun the study with `{command}`.", ""]
     if not sections:
         return [*lines, "No run is finished yet."]
     lines += ["## What was found", "", *summarise(study, sections, title_of)]
@@ -165,7 +167,8 @@ def _cost_table(section: SectionResult, title_of: Any) -> list[str]:
         if arm.arm == START:
             continue
         row = [title_of(arm.arm)]
-        row += [f"{analysis.mean_cost(arm, f'train_{clock}_s'):.0f}" for clock in ("cpu", "wall")]
+        seconds = [analysis.mean_cost(arm, f"train_{clock}_s") for clock in ("cpu", "wall")]
+        row += ["" if value is None else f"{value:.0f}" for value in seconds]
         for metric, factor, form in COST_COLUMNS.values():
             value = analysis.mean_metric(arm, metric)
             row.append("" if value is None else f"{factor * value:{form}}")

@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -24,8 +25,11 @@ from keytoken.study.prompts import load_split
 from keytoken.study.settings import RunPlan, TrainSettings
 from keytoken.study.trainer import Trainer
 
-# How the report, the files and the help call it.
-BACKEND = "one process: plain torch around the pure core, without Ray, vLLM or verl"
+# What a run is, in the words of the report and of the files.
+BACKENDS = {
+    "process": "one process: plain torch around the pure core, without Ray, vLLM or verl",
+    "stack": "a run of `keytoken train` on the real stack: verl, Ray and vLLM",
+}
 _DIGITS = 5  # significant ones, of metrics
 _PACKAGES = ("torch", "transformers", "numpy")
 
@@ -60,14 +64,14 @@ def run_file(folder: Path, plan: RunPlan) -> Path:
     return folder / "runs" / f"{plan.name}.json"
 
 
-def is_finished(folder: Path, plan: RunPlan, settings: TrainSettings) -> bool:
+def is_finished(folder: Path, plan: RunPlan, settings: TrainSettings | None) -> bool:
     """Whether a run has been run, with these settings."""
     path = run_file(folder, plan)
     return path.exists() and json.loads(path.read_text())["digest"] == plan.digest(settings)
 
 
 def execute(folder: Path, plan: RunPlan, settings: TrainSettings) -> Path:
-    """Run a plan and write its file.
+    """Run a plan in this process and write its file.
 
     Training and evaluation depend on the plan and the settings only: the same ones give the same numbers.
     """
@@ -87,19 +91,31 @@ def execute(folder: Path, plan: RunPlan, settings: TrainSettings) -> Path:
         )
         for split, prompts in held_out.items()
     }
+    return write_run(folder, plan, settings, evaluations, steps, cost | evaluated.read("evaluate"))
+
+
+def write_run(
+    folder: Path,
+    plan: RunPlan,
+    settings: TrainSettings | None,
+    evaluations: Mapping[str, Evaluation],
+    steps: Sequence[Mapping[str, float]],
+    cost: Mapping[str, float],
+) -> Path:
+    """Write the file of a finished run, one line for each of its parts."""
     content = {
         "study": plan.study,
         "section": plan.section,
         "arm": plan.arm,
         "seed": plan.seed,
         "digest": plan.digest(settings),
-        "backend": BACKEND,
+        "backend": BACKENDS[plan.backend],
         "words": list(plan.words),
-        "settings": asdict(settings),
+        "settings": None if settings is None else asdict(settings),
         "warm_start": {**asdict(plan.start), "digest": plan.start.digest()},
         "evaluations": {split: _packed(found) for split, found in evaluations.items()},
         "steps": _columns(steps),
-        "cost": cost | evaluated.read("evaluate"),
+        "cost": dict(cost),
         "versions": {name: metadata.version(name) for name in _PACKAGES},
         "python": platform.python_version(),
     }
@@ -152,7 +168,7 @@ def _unpacked(packed: dict[str, Any]) -> Evaluation:
     )
 
 
-def _columns(steps: list[dict[str, float]]) -> dict[str, list[float | None]]:
+def _columns(steps: Sequence[Mapping[str, float]]) -> dict[str, list[float | None]]:
     names = sorted({name for step in steps for name in step})
     return {name: [_rounded(step.get(name)) for step in steps] for name in names}
 

@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -111,6 +112,7 @@ class RunPlan:
         eval_prompts: Prompts of each evaluated split.
         eval_samples: Answers at temperature 1 to each of them.
         max_refills: Most batches drawn to replace prompts without a signal.
+        backend: ``process`` or ``stack``, see :class:`keytoken.study.config.StudyConfig`.
     """
 
     study: str
@@ -125,18 +127,23 @@ class RunPlan:
     eval_prompts: int
     eval_samples: int
     max_refills: int
+    backend: str = "process"
 
     @property
     def name(self) -> str:
         """Name of its file, without the ending."""
         return f"{self.section}/{self.arm}-s{self.seed}"
 
-    def digest(self, settings: TrainSettings) -> str:
-        """Hex digest of all that the numbers of the run depend on, but for the code of the trainer."""
+    def digest(self, settings: TrainSettings | None) -> str:
+        """Hex digest of all that the numbers of the run depend on, but for the code that trains.
+
+        Without settings, on the real stack, the words stand for them.
+        """
         plan = dataclasses.asdict(self) | {"start": self.start.digest()}
-        for name in ("words", "study", "section"):  # the words are what the settings come from
+        for name in ("study", "section", *(() if settings is None else ("words",))):
             del plan[name]
-        values = json.dumps([plan, dataclasses.asdict(settings)], sort_keys=True)
+        trained_with = None if settings is None else dataclasses.asdict(settings)
+        values = json.dumps([plan, trained_with], sort_keys=True)
         return hashlib.sha256(values.encode()).hexdigest()[:12]
 
 
@@ -179,24 +186,35 @@ def _plan(
         eval_prompts=study.eval_prompts,
         eval_samples=study.eval_samples,
         max_refills=study.max_refills,
+        backend=study.backend,
     )
 
 
-def load_settings(plan: RunPlan) -> TrainSettings:
-    """Compose the configuration of a run and read what one process trains with.
+def load_settings(plan: RunPlan) -> TrainSettings | None:
+    """Compose and check the configuration of a run.
+
+    Returns:
+        What one process trains with; None for a run of the real stack, which composes again.
 
     Raises:
         ConfigurationError: what ``keytoken train`` would refuse, or what only the real stack can do.
     """
-    return dataclasses.replace(_settings_of_words(plan.words, plan.arm), seed=plan.seed)
+    if plan.backend == "stack":
+        _config_of(plan.words)
+        return None
+    return dataclasses.replace(_settings_of(plan.words, plan.arm), seed=plan.seed)
 
 
 @functools.cache
-def _settings_of_words(words: tuple[str, ...], arm: str) -> TrainSettings:
+def _settings_of(words: tuple[str, ...], arm: str) -> TrainSettings:
+    return read_settings(_config_of(words), f"arm {arm}")
+
+
+@functools.cache
+def _config_of(words: tuple[str, ...]) -> DictConfig:
     """Composing takes seconds, and all seeds of an arm have the same words."""
-    with _demo_folder():
-        config = load_config(words)
-    return read_settings(config, f"arm {arm}")
+    with demo_folder(Path("not-read")):
+        return load_config(words)
 
 
 def read_settings(config: DictConfig, what: str) -> TrainSettings:
@@ -253,10 +271,10 @@ def _overlong(config: DictConfig) -> Overlong | None:
 
 
 @contextmanager
-def _demo_folder() -> Iterator[None]:
-    """The demo's configuration reads the name of its folder from the environment; nobody opens it."""
+def demo_folder(folder: Path) -> Iterator[None]:
+    """Name the folder that the demo's configuration reads from the environment."""
     before = os.environ.get(DEMO_VARIABLE)
-    os.environ[DEMO_VARIABLE] = "not-used"
+    os.environ[DEMO_VARIABLE] = str(folder)
     try:
         yield
     finally:

@@ -11,12 +11,12 @@ import torch
 from tqdm import tqdm
 
 from keytoken.errors import ConfigurationError
-from keytoken.study import runs, warm
+from keytoken.study import runs, stack, warm
 from keytoken.study.config import StudyConfig, load_study
 from keytoken.study.report import write_report
 from keytoken.study.settings import RunPlan, TrainSettings, load_settings, plans_of
 
-Job = tuple[Path, RunPlan, TrainSettings]
+Job = tuple[Path, RunPlan, TrainSettings | None]
 
 
 def sweep(words: Sequence[str], *, jobs: int, report_only: bool, announce: Callable[[str], None]) -> Path:
@@ -25,8 +25,9 @@ def sweep(words: Sequence[str], *, jobs: int, report_only: bool, announce: Calla
     Args:
         words: ``study=<name>`` and overrides of the study's keys.
         jobs: Runs at the same time, each on one thread in a process of its own; 1 runs them in this process.
-        report_only: Write the report from the runs that are there, also if what they were run with has changed
-            since; that is announced.
+            Runs of the real stack go one after the other whatever this says.
+        report_only: Write the report from the runs that are there, even if what they were run with has
+            changed since; that is announced.
         announce: Told what is going on, a line at a time.
 
     Returns:
@@ -42,13 +43,13 @@ def sweep(words: Sequence[str], *, jobs: int, report_only: bool, announce: Calla
     wanted = [(folder, plan, load_settings(plan)) for plan in plans_of(study)]
     missing = [job for job in wanted if not runs.is_finished(*job)]
     announce(f"Study {study.name}: {len(wanted)} runs, {len(wanted) - len(missing)} of them finished.")
-    announce(f"Each run is {runs.BACKEND}.")
+    announce(f"Each run is {runs.BACKENDS[study.backend]}.")
     if report_only:
         older = [job[1].name for job in missing if runs.run_file(*job[:2]).exists()]
         if older:
             announce(f"{len(older)} runs are of other settings or sources than those of now: {older[0]}, ...")
     else:
-        run_all(missing, jobs)
+        run_all(missing, jobs if study.backend == "process" else 1)
     files = [runs.run_file(*job[:2]) for job in wanted]
     return write_report(folder, study, [runs.read_run(path) for path in files if path.exists()])
 
@@ -56,6 +57,11 @@ def sweep(words: Sequence[str], *, jobs: int, report_only: bool, announce: Calla
 def folder_of(study: StudyConfig) -> Path:
     """Where a study's runs and report go."""
     return Path(study.folder or Path("outputs", "studies", study.name)).expanduser().absolute()
+
+
+def execute(folder: Path, plan: RunPlan, settings: TrainSettings | None) -> Path:
+    """One run, by the backend of its plan; returns its file."""
+    return stack.execute(folder, plan) if settings is None else runs.execute(folder, plan, settings)
 
 
 def run_all(missing: Sequence[Job], jobs: int) -> None:
@@ -68,12 +74,12 @@ def run_all(missing: Sequence[Job], jobs: int) -> None:
         if jobs == 1 or len(missing) < 2:
             for job in missing:
                 bar.set_postfix_str(job[1].name)
-                runs.execute(*job)
+                execute(*job)
                 bar.update()
             return
         # Spawned, not forked: torch has started threads.
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(min(jobs, len(missing)), mp_context=spawn) as pool:
-            for future in as_completed([pool.submit(runs.execute, *job) for job in missing]):
+            for future in as_completed([pool.submit(execute, *job) for job in missing]):
                 bar.set_postfix_str(future.result().stem)
                 bar.update()
