@@ -1,10 +1,10 @@
 """Scores in steps without passes: what a token's id scored on average when it was last looked at.
 
 Source: none. The reviews of ToR ask what the passes cost; this pays for them in every k-th step only
-(``keytoken.attribution.every_steps``). In between, the difference between the real input and a view is taken to
-be the mean difference of the same token id in the last scored batch, and 0 for an id that did not occur there.
-So a word that depended on the video keeps counting as one that does; what a score says of this one answer is
-lost.
+(``keytoken.attribution.every_steps``). In between, the difference between the real input and a view is taken
+to be the mean difference of the same token id in the last scored batch, and 0 for an id that did not occur
+there. So a word that depended on the video keeps counting as one that does; what a score says of this one
+answer is lost.
 """
 
 from __future__ import annotations
