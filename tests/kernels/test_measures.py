@@ -103,10 +103,36 @@ def test_matches_the_definitions(
     torch.testing.assert_close(found.entropy, plain[1], rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize(("vocab", "chunk"), [(7, None), (301, 5)])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_collision_is_the_sum_of_squared_probabilities(
+    vocab: int, chunk: int | None, temperature: float, impl: Any, device: torch.device
+) -> None:
+    hidden, weight, labels = operands(vocab, 40, device)
+    groups = groups_of([10, 30], [0, 0])  # which writes into the logits
+    found = head_measures(
+        hidden, weight, labels, temperature, collision=True, groups=groups, chunk_rows=chunk, impl=impl
+    )
+    true = distributions(hidden, weight, temperature).exp().square().sum(dim=-1)
+    assert found.collision is not None and found.collision.max() <= 1.0
+    assert true.min() < 0.05 or vocab == 7
+    assert true.max() > 0.5
+    torch.testing.assert_close(found.collision.double().cpu(), true, rtol=2e-5, atol=0.0)
+
+
+def test_the_collision_of_float64_and_of_certain_rows() -> None:
+    weight = torch.eye(5, dtype=torch.float64)
+    hidden = torch.stack([torch.zeros(5), torch.tensor([400.0, 0, 0, 0, 0]), torch.arange(5.0)]).double()
+    found = head_measures(hidden, weight, torch.tensor([0, 0, 4]), collision=True).collision
+    assert found is not None
+    squares = hidden[2].softmax(-1).square().sum()
+    assert found.tolist() == pytest.approx([0.2, 1.0, float(squares)], rel=1e-14)
+
+
 def test_what_is_not_asked_for_is_not_computed() -> None:
     hidden, weight, labels = operands(33, 6)
     found = head_measures(hidden, weight, labels, chunk_rows=4)
-    assert found.truncated_entropy is None and found.disagreement is None
+    assert found.truncated_entropy is None and found.disagreement is None and found.collision is None
     log_prob, entropy = head_log_probs(hidden, weight, labels, chunk_rows=4)
     assert torch.equal(found.log_prob, log_prob) and torch.equal(found.entropy, entropy)
 

@@ -1,7 +1,8 @@
 """The head for chosen rows, with measures of whole distributions: one product serves all of them.
 
 Beside log-prob and entropy (:mod:`keytoken_kernels.head.chunked`) a chunk of logits can give the entropy of
-its nucleus, which ToR selects by, and the disagreement within groups of answers, which TW-GRPO weighs by.
+its nucleus, which ToR selects by, the disagreement within groups of answers, which TW-GRPO weighs by, and the
+collision probability, which the norm of a token's gradient needs.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ class HeadMeasures:
         entropy: [N] nats, of the whole distribution.
         truncated_entropy: [N] nats, of the nucleus; None unless asked for.
         disagreement: [N], the same for all answers of a group at one position; None unless asked for.
+        collision: [N] sum of the squared probabilities, that two draws are equal; None unless asked for.
     """
 
     log_prob: Tensor
     entropy: Tensor
     truncated_entropy: Tensor | None
     disagreement: Tensor | None
+    collision: Tensor | None = None
 
 
 @torch.no_grad()
@@ -44,6 +47,7 @@ def head_measures(
     *,
     top_p: float | None = None,
     groups: Groups | None = None,
+    collision: bool = False,
     chunk_rows: int | None = None,
     impl: Impl = "auto",
 ) -> HeadMeasures:
@@ -59,6 +63,8 @@ def head_measures(
         top_p: mass of the nucleus, for :func:`keytoken_kernels.logprob.truncated_entropy`.
         groups: rows of one answer and answers of one prompt, for
             :func:`keytoken_kernels.head.disagreement.disagreement`. Every group must be whole.
+        collision: whether ``sum_v p_v^2`` is measured, as exp(logsumexp(2 z) - 2 logsumexp(z)): one more
+            reduction of the same logits, at half the temperature.
         chunk_rows: rows of logits alive at a time, though never fewer than the answers at a position.
         impl: see :func:`keytoken_kernels.dispatch.resolve`. The disagreement has one implementation.
 
@@ -84,14 +90,20 @@ def head_measures(
         return hidden.new_empty(num_rows, dtype=logits_of.dtype) if asked_for else None
 
     log_prob, entropy = (hidden.new_empty(num_rows, dtype=logits_of.dtype) for _ in range(2))
-    found = HeadMeasures(log_prob, entropy, column(top_p is not None), column(groups is not None))
+    found = HeadMeasures(
+        log_prob, entropy, column(top_p is not None), column(groups is not None), column(collision)
+    )
     for chunk in chunks:
         rows = chunk.rows.flatten().to(hidden.device)
         logits = logits_of(hidden.index_select(0, rows))
-        part = token_log_probs(logits, labels.index_select(0, rows), temperature, impl=impl)
+        ids = labels.index_select(0, rows)
+        part = token_log_probs(logits, ids, temperature, impl=impl)
         log_prob[rows], entropy[rows] = part.log_prob, part.entropy
         if found.truncated_entropy is not None and top_p is not None:
             found.truncated_entropy[rows] = truncated_entropy(logits, top_p, temperature, impl=impl)
+        if found.collision is not None:
+            doubled = token_log_probs(logits, ids, temperature / 2, impl=impl).log_sum_exp
+            found.collision[rows] = (doubled - 2 * part.log_sum_exp).exp().clamp(max=1.0)
         if found.disagreement is not None:  # last, because it works in the logits' memory
             log_probs = logits.div_(temperature).sub_(part.log_sum_exp[:, None])
             values = disagreement(log_probs.unflatten(0, chunk.rows.shape), chunk.answers.to(hidden.device))
