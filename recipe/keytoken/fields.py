@@ -25,6 +25,7 @@ HAS_TEMPORAL = "attribution_has_temporal"
 STATIC_CLIP = "attribution_static_clip"
 TRUNCATED_ENTROPY = "attribution_truncated_entropy"
 DISAGREEMENT = "attribution_disagreement"
+COLLISION = "attribution_collision"
 VERSION = "attribution_version"
 PASS_SECONDS = "attribution_seconds"
 TOKEN_WEIGHT = "token_weight"
@@ -42,15 +43,16 @@ FIELDS = (
     Field(STATIC_CLIP, "[B]", "0 or 1: the prompt's videos show one picture only", _PASSES, _TRAINER),
     Field(TRUNCATED_ENTROPY, "[B, T]", "nats, real input", _PASSES, _TRAINER),
     Field(DISAGREEMENT, "[B, T]", "TW-GRPO's, equal for all answers to a prompt", _PASSES, _TRAINER),
+    Field(COLLISION, "[B, T]", "sum of squared probabilities, real input", _PASSES, _TRAINER),
     Field(VERSION, "[B]", "global step of the weights that scored", _PASSES, _TRAINER),
-    Field(PASS_SECONDS, "[B]", "seconds of the rank that scored the row", _PASSES, _TRAINER),
+    Field(PASS_SECONDS, "[B]", "seconds of the rank that scored the row, all passes", _PASSES, _TRAINER),
     Field(TOKEN_WEIGHT, "[B, T]", "dimensionless", _TRAINER, "policy loss, export"),
     Field(LOSS_TOTALS, "[B, 3]", "responses, tokens, selected tokens of the mini-batch", _TRAINER, _LOSS),
 )
 
 PASS_OUTPUTS = tuple(field.name for field in FIELDS if field.written_by == _PASSES)
 # What the pass over the real input may measure, by the name that a method and its signals know it by.
-MEASURES = {"truncated_entropy": TRUNCATED_ENTROPY, "disagreement": DISAGREEMENT}
+MEASURES = {"truncated_entropy": TRUNCATED_ENTROPY, "disagreement": DISAGREEMENT, "collision": COLLISION}
 # Of the two first views, whose "applies" says something of the prompt itself.
 _APPLIES = {"masked": HAS_VISUAL, "shuffled": HAS_TEMPORAL}
 
@@ -63,3 +65,12 @@ def view_outputs(view: str) -> tuple[str, str]:
         such view, and the name of "applies", [B], 0 or 1: whether the row has it.
     """
     return f"attribution_log_prob_{view}", _APPLIES.get(view, f"attribution_has_{view}")
+
+
+def pass_seconds(view: str) -> str:
+    """The field of what one pass took, [B] seconds of the rank that scored the row.
+
+    Args:
+        view: a view, or "real" for the pass over the real input.
+    """
+    return f"{PASS_SECONDS}_{view}"

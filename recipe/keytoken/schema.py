@@ -22,6 +22,7 @@ SIGNED_SCORES = ("difference", "probability")
 
 __all__ = [
     "AttributionConfig",
+    "DiagnosticsConfig",
     "ExportConfig",
     "KernelsConfig",
     "KeyTokenConfig",
@@ -267,6 +268,43 @@ class ExportConfig(Block):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class DiagnosticsConfig(Block):
+    """What selected tokens contribute to the gradient, where they lie and how the signals overlap.
+
+    Attributes:
+        every_steps: A step is looked at when its number is a multiple of this; null for none. The pass over
+            the real input then runs in any case, for one measure more.
+        word_classes: Names of classes and the words of each, before the rule of
+            :func:`keytoken.attribution.diagnostics.word_class` is asked; {} for the rule alone.
+    """
+
+    every_steps: int | None = None
+    word_classes: dict = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        where = f"{ROOT}.diagnostics"
+        require(
+            self.every_steps is None or self.every_steps >= 1,
+            f"{where}.every_steps is {self.every_steps}; use 1 or more, or null for none.",
+        )
+        seen: dict[str, str] = {}
+        for name, words in self.word_classes.items():
+            require(
+                isinstance(words, list) and all(isinstance(word, str) for word in words),
+                f"{where}.word_classes.{name} is {words!r}; give it a list of words, such as [left, right].",
+            )
+            for word in words:
+                other = seen.setdefault(word, str(name))
+                require(
+                    other == name, f"{where}.word_classes has {word!r} in {other} and {name}; choose one."
+                )
+
+    def due(self, step: int) -> bool:
+        """Whether a step is looked at."""
+        return self.every_steps is not None and step % self.every_steps == 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class KernelsConfig(Block):
     """Which code computes log-probs and selections; every choice gives the same numbers up to rounding.
 
@@ -296,6 +334,7 @@ class KeyTokenConfig(Block):
         method: How tokens are chosen and weighed.
         attribution: Where and how the counterfactual passes run.
         export: The per-token export.
+        diagnostics: What selected tokens contribute, in some steps.
         kernels: Which code computes log-probs and selections.
         run_dir: Folder that holds all that the run leaves behind.
         seed: Seeds the order of the data and, with prompt and answer number, every answer's sampling.
@@ -305,6 +344,7 @@ class KeyTokenConfig(Block):
     method: MethodConfig
     attribution: AttributionConfig = dataclasses.field(default_factory=AttributionConfig)
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
+    diagnostics: DiagnosticsConfig = dataclasses.field(default_factory=DiagnosticsConfig)
     kernels: KernelsConfig = dataclasses.field(default_factory=KernelsConfig)
     run_dir: str = "outputs/run"
     seed: int = 1

@@ -174,6 +174,11 @@ def test_rows_say_which_views_they_have(worker: Any, data: TensorDict, mixed: di
             assert difference.abs().max() > 1e-4
     assert output[fields.VERSION].tolist() == [4] * len(mixed)
     assert (output[fields.PASS_SECONDS] > 0).all()
+    parts = [output[fields.pass_seconds(name)] for name in ("real", "masked", "shuffled")]
+    assert all((part > 0).all() for part in parts)
+    # The passes are all there is to do but for a look at the frames.
+    assert (sum(parts) <= output[fields.PASS_SECONDS]).all()
+    assert (sum(parts) > 0.5 * output[fields.PASS_SECONDS]).all()
 
 
 @pytest.mark.usefixtures("engine")
@@ -268,5 +273,6 @@ def test_the_workers_own_method(worker: Any, data: TensorDict) -> None:
     """What verl calls: all pass outputs but measures nobody asks for, and the version of the last sync."""
     worker.version = 7
     output = worker.compute_attribution(data)
-    assert set(output.keys()) == set(fields.PASS_OUTPUTS) - set(fields.MEASURES.values())
+    seconds = {fields.pass_seconds(name) for name in ("real", "masked", "shuffled")}
+    assert set(output.keys()) == (set(fields.PASS_OUTPUTS) | seconds) - set(fields.MEASURES.values())
     assert output[fields.VERSION].unique().tolist() == [7]

@@ -40,10 +40,12 @@ def data(answers: dict[str, Any], as_batch: Callable[..., TensorDict]) -> Tensor
     return as_batch(list(answers.values()))
 
 
-def run(worker: Any, data: TensorDict, method: MethodConfig, size: int, check_base: bool) -> TensorDict:
+def run(
+    worker: Any, data: TensorDict, method: MethodConfig, size: int, check_base: bool, **options: Any
+) -> TensorDict:
     attribution = dataclasses.replace(worker.keytoken.attribution, check_base=check_base)
     settings = dataclasses.replace(worker.settings, micro_batch_size=size)
-    return score_views(worker.engine, data, method, attribution, settings, version=4)
+    return score_views(worker.engine, data, method, attribution, settings, version=4, **options)
 
 
 def true_disagreement(logits: list[torch.Tensor]) -> torch.Tensor:
@@ -107,6 +109,27 @@ def test_truncated_entropy(
         full = torch.special.entr(logits.double().softmax(-1)).sum(-1)
         torch.testing.assert_close(output[fields.TRUNCATED_ENTROPY][index], wanted.float(), **TOLERANCE)
         assert ((full - wanted).abs() > 1e-2).all()  # the share left out is not nothing
+
+
+@pytest.mark.parametrize(("method", "size"), [(TOR, 5), (TW_GRPO, 16)])
+@pytest.mark.usefixtures("engine")
+def test_collision(
+    worker: Any,
+    data: TensorDict,
+    answers: dict[str, Any],
+    truth: dict[str, dict[str, torch.Tensor]],
+    method: MethodConfig,
+    size: int,
+) -> None:
+    """Beside the measures of any method, and where no method asks for the real pass."""
+    both = run(worker, data, method, size, check_base=False, collision=True)
+    alone = run(worker, data, load_preset("grpo"), size, check_base=False, collision=True)
+    for index, name in enumerate(answers):
+        logits = truth["real"].get(name, torch.zeros(0, 5))
+        wanted = logits.double().softmax(-1).square().sum(-1).float()
+        torch.testing.assert_close(both[fields.COLLISION][index], wanted, **TOLERANCE)
+        torch.testing.assert_close(alone[fields.COLLISION][index], wanted, **TOLERANCE)
+    assert fields.COLLISION not in run(worker, data, method, size, check_base=False).keys()  # noqa: SIM118
 
 
 @pytest.mark.usefixtures("engine")

@@ -43,6 +43,8 @@ class Signals:
             (``selection.entropy_top_p``); None if it was not measured.
         disagreement: [B, T] how far the answers to one prompt disagree at each position (TW-GRPO), the same
             for all of them; None if it was not measured.
+        collision: [B, T] sum of the squared probabilities of the policy's next-token distribution under the
+            real input; None but in steps with diagnostics.
         tokens: [B, T] int64 ids of the answer tokens; None where nobody looks at them.
         row_keys: [B] integer on the CPU, all different: what ties and draws know an answer by, wherever it
             stands in the batch. None for the number of the row.
@@ -80,6 +82,7 @@ class Signals:
     outcomes: Outcomes | None = None
     truncated_entropy: torch.Tensor | None = None
     disagreement: torch.Tensor | None = None
+    collision: torch.Tensor | None = None
     tokens: torch.Tensor | None = None
     row_keys: torch.Tensor | None = None
     seed: int = 0

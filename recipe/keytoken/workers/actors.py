@@ -103,6 +103,7 @@ class AttributionWorker(_SelectingWorker, TrainingWorker):
                 self.keytoken.attribution,
                 self.settings,
                 self.version,
+                collision=self.keytoken.diagnostics.due(self.version + 1),
             )
 
     @register_worker_method(dispatch_mode=Dispatch.DP_COMPUTE, blocking=False)
@@ -179,7 +180,13 @@ class _KeyTokenWorker(_SelectingWorker, _ActorWorker):
         version = int(data["global_step"]) - 1
         with self.actor.engine.eval_mode():
             return score_views(
-                self.actor.engine, data, self.keytoken.method, self.keytoken.attribution, settings, version
+                self.actor.engine,
+                data,
+                self.keytoken.method,
+                self.keytoken.attribution,
+                settings,
+                version,
+                collision=self.keytoken.diagnostics.due(version + 1),
             )
 
 

@@ -5,8 +5,8 @@ does: when the video is removed, its frames shuffled, and so on. Not every row h
 an image no temporal one, and nothing can shuffle a clip whose frames are all alike. Such rows keep the real
 log-prob, so a difference is 0, and say so in the field "applies" of the view.
 
-Some methods ask for more of the real input than log-probs (:func:`keytoken.attribution.methods.measures_of`).
-The pass over it runs for them, or to check the actor's log-probs.
+Some methods ask for more of the real input than log-probs (:func:`keytoken.attribution.methods.measures_of`),
+and so do diagnostics. The pass over it runs for them, or to check the actor's log-probs.
 """
 
 import time
@@ -33,6 +33,7 @@ def score_views(
     attribution: AttributionConfig,
     settings: PassSettings,
     version: int,
+    collision: bool = False,
 ) -> TensorDict:
     """Run the passes a method needs over the rows of this rank.
 
@@ -44,10 +45,12 @@ def score_views(
         attribution: seed of what views draw, and whether the real view is scored here too.
         settings: batching and temperature.
         version: global step of the weights in ``engine``.
+        collision: whether the diagnostics of this step need the collision probability.
 
     Returns:
         The tensors of :data:`keytoken.fields.PASS_OUTPUTS` that were computed, and
-        :func:`keytoken.fields.view_outputs` of every view, ``[B, ...]``.
+        :func:`keytoken.fields.view_outputs` and :func:`keytoken.fields.pass_seconds` of every view,
+        ``[B, ...]``.
 
     Raises:
         ConfigurationError: answers that have to be compared do not fit into a micro-batch.
@@ -61,15 +64,19 @@ def score_views(
         vision=vision, seed=attribution.shuffle_seed, positions=method.positions, options=method.view
     )
     outputs: dict[str, Tensor] = {}
-    real = _real_side(engine, rows, method, attribution, settings, outputs)
+    wanted = _wanted(method, collision)
+    real = _real_side(engine, rows, wanted, attribution, settings, outputs)
+    lap = time.perf_counter()
     for name in method.views:
         views = [view_row(row, name, context) for row in rows]
         log_prob, applies = fields.view_outputs(name)
         outputs[log_prob] = _score_where_it_exists(engine, views, real, settings, name)
         outputs[applies] = _flags(view is not None for view in views)
+        now = time.perf_counter()
+        outputs[fields.pass_seconds(name)], lap = _seconds(rows, now - lap), now
     outputs[fields.STATIC_CLIP] = _flags(shows_one_picture(model_input(row), context) for row in rows)
     outputs[fields.VERSION] = torch.full((len(rows),), version, dtype=torch.int64)
-    outputs[fields.PASS_SECONDS] = torch.full((len(rows),), time.perf_counter() - start)
+    outputs[fields.PASS_SECONDS] = _seconds(rows, time.perf_counter() - start)
     return TensorDict(outputs, batch_size=[len(rows)])
 
 
@@ -95,7 +102,7 @@ def model_input(row: Row) -> ModelInput:
 def _real_side(
     engine: Any,
     rows: list[Row],
-    method: MethodConfig,
+    wanted: Wanted,
     attribution: AttributionConfig,
     settings: PassSettings,
     outputs: dict[str, Tensor],
@@ -105,10 +112,11 @@ def _real_side(
     Unless ``check_base``, the real side of a difference is the actor's own: zeros stand in here, and the
     trainer reads ``has_visual`` and ``has_temporal`` instead.
     """
-    wanted, stand_ins = _wanted(method), [torch.zeros(row.response_length) for row in rows]
+    stand_ins, start = [torch.zeros(row.response_length) for row in rows], time.perf_counter()
     if not attribution.check_base and wanted == Wanted():
         return stand_ins
     found = measure_rows(engine, rows, settings, wanted)
+    outputs[fields.pass_seconds("real")] = _seconds(rows, time.perf_counter() - start)
     real = found.pop("log_prob")
     outputs.update({fields.MEASURES[name]: _ragged(values) for name, values in found.items()})
     if not attribution.check_base:
@@ -117,11 +125,11 @@ def _real_side(
     return real
 
 
-def _wanted(method: MethodConfig) -> Wanted:
+def _wanted(method: MethodConfig, collision: bool) -> Wanted:
     measures, selection = measures_of(method), method.selection
     truncated = "truncated_entropy" in measures
     top_p = selection.entropy_top_p if selection is not None and truncated else None
-    return Wanted(top_p=top_p, disagreement="disagreement" in measures)
+    return Wanted(top_p=top_p, disagreement="disagreement" in measures, collision=collision)
 
 
 def _score_where_it_exists(
@@ -131,6 +139,10 @@ def _score_where_it_exists(
     scored = iter(score_rows(engine, [row for row in views if row is not None], settings, name))
     filled = [base if row is None else next(scored) for row, base in zip(views, real, strict=True)]
     return _ragged(filled)
+
+
+def _seconds(rows: list[Row], seconds: float) -> Tensor:
+    return torch.full((len(rows),), seconds)
 
 
 def _flags(values: Iterable[bool]) -> Tensor:

@@ -40,15 +40,21 @@ class Wanted:
     Attributes:
         top_p: Mass of the nucleus whose entropy is measured; None for no such measure.
         disagreement: Whether the answers to one prompt are compared position by position.
+        collision: Whether the squared probabilities are summed.
     """
 
     top_p: float | None = None
     disagreement: bool = False
+    collision: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
         """What comes out, log-probs first."""
-        measures = (("truncated_entropy", self.top_p is not None), ("disagreement", self.disagreement))
+        measures = (
+            ("truncated_entropy", self.top_p is not None),
+            ("disagreement", self.disagreement),
+            ("collision", self.collision),
+        )
         return ("log_prob", *(name for name, wanted in measures if wanted))
 
 
@@ -176,6 +182,7 @@ def _score(
         settings.temperature,
         top_p=wanted.top_p,
         groups=groups,
+        collision=wanted.collision,
         impl=settings.impl,
     )
     return tuple(getattr(found, name) for name in wanted.names)
