@@ -6,7 +6,7 @@ With p and q the probabilities of the sampled token under the real input and und
     name         score                                       source                                 range
     ===========  ==========================================  =====================================  ==========
     difference   log p - log q                               Video-KTR (arXiv 2601.19686), ToR      any
-    probability  p - q                                       an ablation of ToR (arXiv 2603.25077)  [-1, 1]
+    probability  p - q                                       an ablation of ToR, at second hand     [-1, 1]
     k3           q/p - log(q/p) - 1, log(q/p) within +-20    VPPO's code                            [0, 10]
     jsd          JSD of (p, 1 - p) and (q, 1 - q)            none; see :func:`jsd`                  [0, log 2]
     ===========  ==========================================  =====================================  ==========

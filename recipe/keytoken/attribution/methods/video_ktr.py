@@ -8,7 +8,8 @@ Source: Video-KTR (arXiv 2601.19686, ICLR 2026)::
     w_{i,t}    = 1[ t in top r%(vis)  or  top r%(temp)  or  top r%(H) ],  r = 20
     J          = E[ 1/G sum_i 1/|o_i| sum_t w_{i,t} min(rho A_i, clip(rho, 1 - eps, 1 + eps) A_i) ]
 
-The published code departs from that text, so there are two presets of this one formula:
+as two notes on the paper give it; the paper itself was not seen. The published code departs from it, so there
+are two presets of this one formula:
 
     ==================  ===========================  ====================================
     what                video_ktr (the paper)        video_ktr_official (the code)

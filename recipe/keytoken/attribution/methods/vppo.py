@@ -12,9 +12,10 @@ so that the mean of a_i is 1. l is PPO's clipped loss, which is proportional to 
 so a_i is part of the token weight here: w_{i,t} = a_i m_{i,t}.
 
 Departures: minimum, maximum and mean run over the whole batch; the code takes the first two over one GPU's
-part of a mini-batch and the mean over a micro-batch, so that a_i depends on how a batch is cut. Ties are
-broken by a seeded draw. Prompts without a picture, which VPPO never saw, keep all their tokens and a_i = 1.
-The score is the code's; the paper has the KL of the whole distributions.
+part of a mini-batch and the mean over a micro-batch, so that a_i depends on how a batch is cut. It also adds
+1e-8 to that mean, which is never 0. Ties are broken by a seeded draw. Prompts without a picture, which VPPO
+never saw, keep all their tokens and a_i = 1. The score is the code's; the paper has the KL of the whole
+distributions.
 """
 
 from __future__ import annotations
