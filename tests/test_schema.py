@@ -10,6 +10,7 @@ import pytest
 from keytoken.errors import ConfigurationError
 from keytoken.schema import (
     AttributionConfig,
+    DiagnosticsConfig,
     ExportConfig,
     KernelsConfig,
     KeyTokenConfig,
@@ -50,6 +51,7 @@ def block(**changes: Any) -> dict[str, Any]:
         "attribution": {},
         "kernels": {},
         "export": {},
+        "diagnostics": {},
     }
     for path, value in changes.items():
         *parents, last = path.split("__")
@@ -175,6 +177,18 @@ def test_views_follow_from_ratios_and_loss(changes: dict[str, Any], views: tuple
         ({"kernels__head": True}, "keytoken.kernels.head", "type str"),
         ({"kernels__head": "liger"}, "keytoken.kernels.head is 'liger'", "fused, verl"),
         ({"export__every_steps": 0}, "every_steps is 0", "enabled=false"),
+        ({"diagnostics__every_steps": 0}, "keytoken.diagnostics.every_steps is 0", "null for none"),
+        (
+            {"diagnostics__word_classes": {"tag": "<a>"}},
+            "diagnostics.word_classes.tag is '<a>'",
+            "list of words",
+        ),
+        ({"diagnostics__word_classes": {"tag": [1]}}, "diagnostics.word_classes.tag is [1]", "list of words"),
+        (
+            {"diagnostics__word_classes": {"color": ["orange"], "fruit": ["apple", "orange"]}},
+            "'orange' in color and fruit",
+            "choose one",
+        ),
     ],
 )
 def test_each_refusal_names_the_key_and_the_remedy(changes: dict[str, Any], named: str, remedy: str) -> None:
@@ -182,6 +196,12 @@ def test_each_refusal_names_the_key_and_the_remedy(changes: dict[str, Any], name
         KeyTokenConfig.from_mapping(block(**changes))
     assert named in str(caught.value)
     assert remedy in str(caught.value)
+
+
+def test_steps_that_diagnostics_are_due_in() -> None:
+    every_third = DiagnosticsConfig(every_steps=3)
+    assert [step for step in range(1, 10) if every_third.due(step)] == [3, 6, 9]
+    assert not any(DiagnosticsConfig().due(step) for step in range(10))
 
 
 def test_a_selection_without_any_signal_is_refused() -> None:

@@ -25,6 +25,7 @@ UNGROUPED = {
     f"{ACTOR}.ppo_micro_batch_size_per_gpu": 16,
 }
 ORDER = "keytoken.method.order_bonus"
+DIAGNOSED = {"keytoken.method.selection": None, "keytoken.diagnostics.every_steps": 5}
 # TW-GRPO compares the answers to a prompt.
 COMPARING = {"keytoken.method.name": "tw_grpo", "keytoken.method.selection": None}
 PENALIZE = {f"{PENALTY}.enable": True}
@@ -184,6 +185,10 @@ BROKEN: dict[str, list[tuple[dict[str, Any], list[str]]]] = {
         ),
         ({"actor_rollout_ref.model.lora_rank": 8}, ["actor_rollout_ref.model.lora_rank > 0", "set it to 0"]),
         ({"actor_rollout_ref.model.lora.rank": 8}, ["lora", "set it to 0"]),
+        (  # diagnostics run a pass for a method that has none
+            {**DIAGNOSED, "actor_rollout_ref.model.lora_rank": 8},
+            ["actor_rollout_ref.model.lora_rank > 0", "set it to 0"],
+        ),
     ],
     "_kernels": [
         ({"keytoken.kernels.impl": "triton"}, ["keytoken.kernels.impl=triton needs a GPU", "impl=auto"]),

@@ -274,7 +274,7 @@ def _rollout(config: DictConfig, keytoken: KeyTokenConfig) -> None:
 
 def _model(config: DictConfig, keytoken: KeyTokenConfig) -> None:
     model, actor = config.actor_rollout_ref.model, config.actor_rollout_ref.actor
-    if not needs_passes(keytoken.method):
+    if not needs_passes(keytoken.method) and keytoken.diagnostics.every_steps is None:
         return
     if actor.strategy != "fsdp2":
         raise ConfigurationError(

@@ -29,7 +29,8 @@ ALONE = ("experiment=", "platform=gpu", "policy=qwen", "policy=video_r1", "datas
 KEYS = """
 attribution.base_tolerance attribution.check_base attribution.micro_batch_size attribution.num_workers
 attribution.pass_timeout_s attribution.placement attribution.shuffle_seed attribution.sync_timeout_s
-diagnostics.every_steps diagnostics.word_classes
+diagnostics.every_steps diagnostics.word_classes.color diagnostics.word_classes.direction
+diagnostics.word_classes.event diagnostics.word_classes.number diagnostics.word_classes.shape
 export.enabled export.every_steps export.max_responses
 kernels.head kernels.impl
 method.advantage_epsilon method.loss.clip_high method.loss.clip_low method.loss.constant_length

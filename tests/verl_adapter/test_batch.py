@@ -47,6 +47,7 @@ def stored(monkeypatch: pytest.MonkeyPatch) -> TensorDict:
             fields.STATIC_CLIP: torch.tensor([1, 1, 0, 0]),
             fields.TRUNCATED_ENTROPY: ragged([[0.0, 0.15, 0.0], [0.35], [0.0, 0.5], [0.6, 0.0]]),
             fields.DISAGREEMENT: ragged([[2.0, 9.0, 4.0], [2.0], [7.0, 1.0], [7.0, 1.0]]),
+            fields.COLLISION: ragged([[0.5] * 3, [0.25], [1.0] * 2, [0.75] * 2]),
             fields.VERSION: torch.full((4,), 6),
         },
         batch_size=[4],
@@ -120,8 +121,9 @@ def test_measures_are_read_if_a_pass_wrote_them() -> None:
     assert signals.truncated_entropy is not None and signals.disagreement is not None
     assert signals.truncated_entropy[1].tolist() == [pytest.approx(0.35), 0.0, 0.0]
     assert signals.disagreement.tolist() == [[2, 9, 4], [2, 0, 0], [7, 1, 0], [7, 1, 0]]
+    assert signals.collision is not None and signals.collision[1].tolist() == [0.25, 0.0, 0.0]
     plain, _ = batches.read_signals(meta(KEYS), OUTPUTS, ViewConfig())
-    assert plain.truncated_entropy is None and plain.disagreement is None
+    assert plain.truncated_entropy is None and plain.disagreement is None and plain.collision is None
 
 
 @pytest.mark.usefixtures("stored")
@@ -244,3 +246,17 @@ def test_weights_are_written_ragged_with_the_counts_of_the_batch(
     assert rows.get("advantages") == (
         None if advantages is None else [[0.5] * 3, [-0.5], [1.0] * 2, [-1.0] * 2]
     )
+
+
+def test_seconds_of_passes_are_those_of_the_slowest_rank() -> None:
+    names = (fields.PASS_SECONDS, fields.pass_seconds("real"), fields.pass_seconds("masked"))
+    data = TensorDict(
+        {name: torch.tensor([1.0, 1.0, 2.5]) + number for number, name in enumerate(names)}
+        | {fields.VERSION: torch.ones(3)},
+        batch_size=[3],
+    )
+    assert batches.pass_metrics(data) == {
+        "attribution/pass_s": 2.5,
+        "attribution/pass_s/real": 3.5,
+        "attribution/pass_s/masked": 4.5,
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ from transfer_queue import KVBatchMeta
 
 from keytoken import fields
 from keytoken.golden import load_preset
-from keytoken.schema import AttributionConfig, KeyTokenConfig, OrderBonusConfig
+from keytoken.schema import AttributionConfig, DiagnosticsConfig, KeyTokenConfig, OrderBonusConfig
 from keytoken.verl_adapter import order
 from keytoken.verl_adapter import trainer as trainers
 from keytoken.verl_adapter.trainer import AttributionSteps, _reward_field
@@ -78,24 +79,49 @@ def test_rewards_are_raised_before_advantages_are_computed(monkeypatch: pytest.M
 
 
 VIEW = fields.view_outputs("masked")
-ALWAYS = (fields.VERSION, fields.PASS_SECONDS, fields.STATIC_CLIP)
+ALWAYS = {fields.VERSION, fields.PASS_SECONDS, fields.STATIC_CLIP}
+
+
+def seconds(*passes: str) -> set[str]:
+    return set(map(fields.pass_seconds, passes))
 
 
 @pytest.mark.parametrize(
     ("preset", "check_base", "outputs"),
     [
-        ("grpo", True, ()),
-        ("high_entropy", True, ()),
-        ("papo_grpo", False, (*ALWAYS, *fields.view_outputs("blackened"))),
-        ("tor_grpo", True, (*ALWAYS, fields.REAL_LOG_PROB, fields.TRUNCATED_ENTROPY, *VIEW)),
-        ("tor_grpo", False, (*ALWAYS, fields.TRUNCATED_ENTROPY, *VIEW)),
-        ("tw_grpo", False, (*ALWAYS, fields.DISAGREEMENT)),
+        ("grpo", True, set()),
+        ("high_entropy", True, set()),
+        ("papo_grpo", False, {*ALWAYS, *seconds("blackened"), *fields.view_outputs("blackened")}),
+        (
+            "tor_grpo",
+            True,
+            {*ALWAYS, *seconds("real", "masked"), fields.REAL_LOG_PROB, fields.TRUNCATED_ENTROPY, *VIEW},
+        ),
+        ("tor_grpo", False, {*ALWAYS, *seconds("real", "masked"), fields.TRUNCATED_ENTROPY, *VIEW}),
+        ("tw_grpo", False, {*ALWAYS, *seconds("real"), fields.DISAGREEMENT}),
     ],
 )
-def test_what_the_passes_of_a_method_write(preset: str, check_base: bool, outputs: tuple[str, ...]) -> None:
+def test_what_the_passes_of_a_method_write(preset: str, check_base: bool, outputs: set[str]) -> None:
     attribution = AttributionConfig(check_base=check_base)
     keytoken = KeyTokenConfig(method=load_preset(preset), attribution=attribution)
-    assert trainers._outputs_of(keytoken) == outputs
+    found = trainers._outputs_of(keytoken, step=4)
+    assert set(found) == outputs and len(found) == len(outputs)
+
+
+@pytest.mark.parametrize("check_base", [False, True])
+@pytest.mark.parametrize("preset", ["grpo", "papo_grpo", "tw_grpo"])
+def test_a_step_with_diagnostics_measures_more(preset: str, check_base: bool) -> None:
+    """In the steps that are due, and for a method without passes as well."""
+    plain = KeyTokenConfig(method=load_preset(preset), attribution=AttributionConfig(check_base=check_base))
+    keytoken = dataclasses.replace(plain, diagnostics=DiagnosticsConfig(every_steps=2))
+    assert trainers._outputs_of(keytoken, step=3) == trainers._outputs_of(plain, step=3)
+    more = set(trainers._outputs_of(keytoken, step=4)) - set(trainers._outputs_of(plain, step=4))
+    wanted = {fields.COLLISION}
+    if preset == "grpo":
+        wanted |= ALWAYS | ({fields.REAL_LOG_PROB} if check_base else set())
+    if preset == "grpo" or (preset == "papo_grpo" and not check_base):
+        wanted |= seconds("real")
+    assert more == wanted
 
 
 @pytest.mark.parametrize(
@@ -124,3 +150,21 @@ def test_passes_are_asked_for_views_and_for_measures(preset: str, asked: list[st
     assert [request.keys for request in requests] == ([] if asked is None else [asked])
     assert ("attribution/wait_s" in metrics) == (asked is not None)
     assert built._own_pool == (asked is not None)
+
+
+def test_diagnostics_ask_for_a_pass_where_the_method_does_not() -> None:
+    requests: list[KVBatchMeta] = []
+    built = trainer(None)
+    built.keytoken = KeyTokenConfig(
+        method=load_preset("grpo"), diagnostics=DiagnosticsConfig(every_steps=built.global_steps)
+    )
+    built.attribution_wg = SimpleNamespace(
+        compute_attribution=lambda request: requests.append(request) or SimpleNamespace(futures=[])
+    )
+    built._result_of = lambda futures, what: futures
+    batch = KVBatchMeta(partition_id="train", keys=["a_0_0"], tags=[{}])
+    built._compute_old_log_prob(batch, {})
+    built.global_steps += 1
+    built._compute_old_log_prob(batch, {})
+    assert [request.extra_info["global_step"] for request in requests] == [3]
+    assert not built._own_pool

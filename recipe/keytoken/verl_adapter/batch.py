@@ -137,6 +137,7 @@ def read_signals(
         outcomes=outcomes,
         truncated_entropy=padded.get(fields.TRUNCATED_ENTROPY),
         disagreement=padded.get(fields.DISAGREEMENT),
+        collision=padded.get(fields.COLLISION),
         row_keys=torch.tensor(_canonical(batch.keys)).argsort(),
         seed=step_seed(run_seed, step),
         step=step,
@@ -199,6 +200,20 @@ def batch_metrics(batch: KVBatchMeta, signals: Signals, data: TensorDict) -> dic
         static = signals.group[data[fields.STATIC_CLIP].bool()]
         metrics["attribution/static_clips"] = float(len(static.unique()))
     return metrics
+
+
+def pass_metrics(data: TensorDict) -> dict[str, float]:
+    """What the passes took on the slowest rank, in seconds.
+
+    Returns:
+        ``attribution/pass_s`` for all of them, ``attribution/pass_s/<view>`` for each; ``real`` is the one
+        over the real input, with its measures.
+    """
+    timed = [name for name in data.keys() if name.startswith(fields.PASS_SECONDS)]  # noqa: SIM118
+    views = [name.removeprefix(fields.PASS_SECONDS).replace("_", "/", 1) for name in timed]
+    return {
+        f"attribution/pass_s{view}": float(data[name].max()) for name, view in zip(timed, views, strict=True)
+    }
 
 
 def base_gap(signals: Signals, data: TensorDict) -> float:

@@ -25,7 +25,7 @@ from keytoken.resources import num_slots
 from keytoken.schema import KeyTokenConfig
 from keytoken.verl_adapter import advantage as advantages
 from keytoken.verl_adapter import batch as batches
-from keytoken.verl_adapter import export, order, pools
+from keytoken.verl_adapter import diagnostics, export, order, pools
 from keytoken.verl_adapter.bounded import bounded
 from keytoken.verl_adapter.compat import (
     PPOTrainerSeparateAsync,
@@ -135,7 +135,7 @@ class AttributionSteps(_Trainer):
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         """Launch the passes, let the actor compute its own log-probs beside them, then wait."""
         passes = None
-        if needs_passes(self.keytoken.method):
+        if _passes_of(self.keytoken, self.global_steps):
             compares_answers = "disagreement" in measures_of(self.keytoken.method)
             num_ranks = self.attribution_wg.world_size if compares_answers else None
             request = batches.pass_request(batch, self.global_steps, num_ranks)
@@ -163,7 +163,7 @@ class AttributionSteps(_Trainer):
         if self.keytoken.method.order_bonus is not None:
             metrics.update(order.raise_rewards(batch, self.keytoken.method.order_bonus))
         batch = super()._compute_advantage(batch, metrics)
-        outputs = _outputs_of(self.keytoken)
+        outputs = _outputs_of(self.keytoken, self.global_steps)
         algorithm = self.config.algorithm
         by_std = bool(algorithm.get("norm_adv_by_std_in_grpo", True))
         view, reward = self.keytoken.method.view, _reward_field(algorithm)
@@ -178,6 +178,7 @@ class AttributionSteps(_Trainer):
         batch.fields = weighted.fields
         metrics.update(result.metrics)
         export.maybe_write(self, batch, signals, result)
+        metrics.update(diagnostics.maybe_write(self, batch, signals, result, data))
         return batch
 
     def _select(self, signals: Signals, data: TensorDict, metrics: dict[str, Any]) -> TokenWeights:
@@ -200,7 +201,7 @@ class AttributionSteps(_Trainer):
 
     def _check_passes(self, signals: Any, data: TensorDict, metrics: dict[str, Any]) -> None:
         batches.require_version(data, self.global_steps)
-        metrics["attribution/pass_s"] = float(data[fields.PASS_SECONDS].max())
+        metrics.update(batches.pass_metrics(data))
         if not self.keytoken.attribution.check_base:
             return
         gap, bound = batches.base_gap(signals, data), self.keytoken.attribution.base_tolerance
@@ -249,14 +250,26 @@ class SyncTrainer(AttributionSteps, PPOTrainerSync):
     actor_worker_cls = SyncActorWorker
 
 
-def _outputs_of(keytoken: KeyTokenConfig) -> tuple[str, ...]:
-    """The fields that the passes of this method write."""
-    if not needs_passes(keytoken.method):
+def _passes_of(keytoken: KeyTokenConfig, step: int) -> tuple[str, ...]:
+    """The passes of a step: views, after "real" if the real input is scored as well."""
+    diagnosed = keytoken.diagnostics.due(step)
+    if not needs_passes(keytoken.method) and not diagnosed:
+        return ()
+    real = keytoken.attribution.check_base or diagnosed or measures_of(keytoken.method)
+    return (*(("real",) if real else ()), *keytoken.method.views)
+
+
+def _outputs_of(keytoken: KeyTokenConfig, step: int) -> tuple[str, ...]:
+    """The fields that the passes of a step write."""
+    passes = _passes_of(keytoken, step)
+    if not passes:
         return ()
     real = (fields.REAL_LOG_PROB,) if keytoken.attribution.check_base else ()
-    measures = (fields.MEASURES[name] for name in measures_of(keytoken.method))
+    collision = ("collision",) if keytoken.diagnostics.due(step) else ()
+    measures = (fields.MEASURES[name] for name in (*measures_of(keytoken.method), *collision))
     views = (name for view in keytoken.method.views for name in fields.view_outputs(view))
-    return (fields.VERSION, fields.PASS_SECONDS, fields.STATIC_CLIP, *real, *measures, *views)
+    seconds = (fields.PASS_SECONDS, *map(fields.pass_seconds, passes))
+    return (fields.VERSION, fields.STATIC_CLIP, *seconds, *real, *measures, *views)
 
 
 def _reward_field(algorithm: DictConfig) -> str | None:
