@@ -206,6 +206,24 @@ BROKEN: dict[str, list[tuple[dict[str, Any], list[str]]]] = {
     "_attribution_rows": [
         ({"keytoken.attribution.num_workers": 3}, ["keytoken.attribution.num_workers=3", "128 answers"]),
     ],
+    "_reuse": [
+        (
+            {"keytoken.attribution.every_steps": 4, "trainer.save_freq": 10},
+            ["trainer.save_freq=10", "keytoken.attribution.every_steps=4", "save_freq=12"],
+        ),
+        (
+            {"keytoken.attribution.every_steps": 4, "keytoken.method.loss.perception_coef": 0.01},
+            ["keytoken.attribution.every_steps=4", "the perception term", "every_steps=1"],
+        ),
+        (
+            {"keytoken.attribution.every_steps": 2, "keytoken.method.selection": None},
+            ["keytoken.attribution.every_steps=2", "has none"],
+        ),
+        (
+            {"keytoken.attribution.every_steps": 2, "keytoken.diagnostics.every_steps": 10},
+            ["keytoken.diagnostics.every_steps", "every_steps=1"],
+        ),
+    ],
     "_whole_groups": [
         (
             {**COMPARING, "keytoken.attribution.micro_batch_size": 6},

@@ -62,7 +62,8 @@ class SelectionConfig(Block):
         entropy_weight: The same for the entropy. Which weight a token gets that several signals keep, is the
             method's choice.
         advantage_conditioned: Whether every score is multiplied by the magnitude of its answer's advantage,
-            so that within a group or a batch answers that teach nothing lose their tokens to those that do.
+            so that within a group or a batch answers that teach little lose their tokens to those that do;
+            those that teach nothing have none.
     """
 
     score_sign: Literal["signed", "absolute"]
@@ -115,6 +116,11 @@ class SelectionConfig(Block):
         require(
             self.entropy_top_p is None or 0.0 < self.entropy_top_p <= 1.0,
             f"{where}.entropy_top_p is {self.entropy_top_p}; use a mass in (0, 1], or null for all of it.",
+        )
+        require(
+            not self.advantage_conditioned or self.scope != "response",
+            f"{where}.advantage_conditioned=true compares answers, and {where}.scope=response the tokens of "
+            f"one; set {where}.scope=group or batch.",
         )
         require(
             self.score in SIGNED_SCORES or self.score_sign == "absolute",
@@ -216,6 +222,8 @@ class AttributionConfig(Block):
         placement: ``pool``: an own worker group on its own resource pool; ``actor``: in the actor workers.
         num_workers: World size of the attribution group. Used by ``pool`` only.
         micro_batch_size: Responses of one forward pass on one worker.
+        every_steps: The views are scored in every so many steps, from the first; in between a token scores
+            what its id scored on average (:mod:`keytoken.attribution.reuse`). 1 for every step.
         shuffle_seed: Seed of what views draw: orders of frames, squares to blacken.
         check_base: Score the real view in the attribution group as well, take it as the real side of every
             difference and compare it with the actor's old log-probs. When false the actor's log-probs are
@@ -228,6 +236,7 @@ class AttributionConfig(Block):
     placement: Literal["pool", "actor"] = "pool"
     num_workers: int = 1
     micro_batch_size: int = 8
+    every_steps: int = 1
     shuffle_seed: int = 0
     check_base: bool = False
     base_tolerance: float = 1e-4
@@ -237,12 +246,16 @@ class AttributionConfig(Block):
     def __post_init__(self) -> None:
         where = f"{ROOT}.attribution"
         check_choices(self, where)
-        for name in ("num_workers", "micro_batch_size"):
+        for name in ("num_workers", "micro_batch_size", "every_steps"):
             count = getattr(self, name)
             require(count >= 1, f"{where}.{name} is {count}; use a count of 1 or more.")
         for name in ("base_tolerance", "sync_timeout_s", "pass_timeout_s"):
             value = getattr(self, name)
             require(0.0 < value < math.inf, f"{where}.{name} is {value}; use a finite number above 0.")
+
+    def scores(self, step: int) -> bool:
+        """Whether the passes run in a step, counted from 1."""
+        return (step - 1) % self.every_steps == 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

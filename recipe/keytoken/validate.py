@@ -320,6 +320,28 @@ def _head(config: DictConfig, keytoken: KeyTokenConfig) -> None:
             )
 
 
+def _reuse(config: DictConfig, keytoken: KeyTokenConfig) -> None:
+    """Steps without passes come after one with passes, also after a resume, and need nothing but scores."""
+    every, method = keytoken.attribution.every_steps, keytoken.method
+    key = f"keytoken.attribution.every_steps={every}"
+    if every == 1:
+        return
+    needed = list(measures_of(method))
+    needed += ["the perception term of the loss"] if method.loss.perception_coef > 0 else []
+    needed += ["keytoken.diagnostics.every_steps"] if keytoken.diagnostics.every_steps else []
+    if needed or not method.views:
+        reason = f"needs passes in between, for {', '.join(needed)}" if needed else "has none"
+        raise ConfigurationError(
+            f"{key} remembers the scores of views, and {method.name} {reason}. Set every_steps=1."
+        )
+    save = config.trainer.save_freq
+    if save > 0 and save % every:
+        raise ConfigurationError(
+            f"trainer.save_freq={save} must be a multiple of {key}: a resumed run starts with a step "
+            f"that has passes. Set trainer.save_freq={every * -(-save // every)}."
+        )
+
+
 def _attribution_rows(config: DictConfig, keytoken: KeyTokenConfig) -> None:
     rows = config.actor_rollout_ref.actor.ppo_mini_batch_size * config.actor_rollout_ref.rollout.n
     workers, in_pool = keytoken.attribution.num_workers, keytoken.attribution.placement == "pool"
@@ -370,5 +392,6 @@ RULES: tuple[Callable[[DictConfig, KeyTokenConfig], None], ...] = (
     _kernels,
     _head,
     _attribution_rows,
+    _reuse,
     _whole_groups,
 )

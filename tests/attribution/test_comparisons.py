@@ -181,7 +181,7 @@ def magnitudes() -> list[float]:
 @pytest.mark.parametrize("sign", ["absolute", "signed"])
 @pytest.mark.parametrize("score", ["difference", "probability"])
 def test_scores_times_the_magnitude_of_the_advantage(ragged_signals: Build, sign: str, score: str) -> None:
-    """Over the whole batch the top 20 % of |A_i| s_{i,t}; an answer that teaches nothing scores 0."""
+    """The top 20 % of |A_i| s_{i,t} over the tokens of all answers that teach anything."""
     signals = ragged_signals([9, 5, 7, 8, 6, 3, 12, 4], GROUP, dtype=torch.float64)
     found = conditioned_on(signals, REWARDS, score_sign=sign, score=score)
     assert signals.logp_masked is not None
@@ -192,7 +192,8 @@ def test_scores_times_the_magnitude_of_the_advantage(ragged_signals: Build, sign
         s = p - q if score == "difference" else math.exp(p) - math.exp(q)
         visual[i, t] = magnitudes()[i] * (abs(s) if sign == "absolute" else s)
     assert {key: float(found.scores["visual"][key]) for key in valid} == pytest.approx(visual, abs=1e-12)
-    best = sorted(valid, key=lambda key: visual[key], reverse=True)[: math.ceil(0.2 * len(valid))]
+    teaching = [key for key in valid if magnitudes()[key[0]] > 0]
+    best = sorted(teaching, key=lambda key: visual[key], reverse=True)[: math.ceil(0.2 * len(teaching))]
     assert set(map(tuple, found.masks["visual"].nonzero().tolist())) == set(best)
     entropy = {key: magnitudes()[key[0]] * float(signals.entropy[key]) for key in valid}
     assert {key: float(found.scores["entropy"][key]) for key in valid} == pytest.approx(entropy, abs=1e-12)
@@ -201,11 +202,18 @@ def test_scores_times_the_magnitude_of_the_advantage(ragged_signals: Build, sign
         assert not bool(scores[3:5].any())
 
 
-def test_within_an_answer_conditioning_changes_nothing(ragged_signals: Build) -> None:
-    signals = ragged_signals([9, 5, 7], [0, 0, 0], dtype=torch.float64)
-    rewards = [1.0, 0.0, 0.5001]
-    plain = conditioned_on(signals, rewards, scope="response", advantage_conditioned=False)
-    assert torch.equal(conditioned_on(signals, rewards, scope="response").selected, plain.selected)
+@pytest.mark.parametrize("scope", ["group", "batch"])
+def test_an_answer_that_teaches_nothing_loses_its_tokens(ragged_signals: Build, scope: str) -> None:
+    """By the quantile as well, which would keep all of a group whose scores are all 0."""
+    signals = ragged_signals([9, 5, 7, 8, 6, 3, 12, 4], GROUP)
+    found = conditioned_on(signals, REWARDS, scope=scope, rule="quantile")
+    kept = found.selected.sum(dim=1).tolist()
+    assert kept[3] == kept[4] == 0 and sum(kept) > 0
+
+
+def test_conditioning_compares_answers(ragged_signals: Build) -> None:
+    with pytest.raises(ConfigurationError, match="scope=group or batch"):
+        conditioned_on(ragged_signals([3, 2], [0, 0]), [1.0, 0.0], scope="response")
 
 
 def test_conditioning_needs_advantages(ragged_signals: Build) -> None:

@@ -7,10 +7,12 @@ from collections import defaultdict
 from collections.abc import Callable
 from statistics import fmean
 
+import pytest
 import torch
 
 from keytoken.attribution.reuse import ScoreMemory
 from keytoken.attribution.types import Signals
+from keytoken.errors import ConfigurationError
 
 Build = Callable[..., Signals]
 
@@ -70,13 +72,16 @@ def test_the_last_scored_batch_counts(ragged_signals: Build) -> None:
 
 
 def test_nothing_is_made_up(ragged_signals: Build) -> None:
-    """Without a memory a missing view stays missing; a batch of texts is neither learnt from nor filled."""
+    """Without a memory a missing view is an error; a batch of texts is neither learnt from nor filled."""
     memory = ScoreMemory()
     batch = unscored(with_tokens(ragged_signals([9, 3], [0, 0]), seed=1))
-    assert memory.complete(batch).logp_masked is None
+    with pytest.raises(ConfigurationError, match="Step 1 runs no passes"):
+        memory.complete(batch)
     nowhere = torch.zeros(2, dtype=torch.bool)
     texts = dataclasses.replace(
         with_tokens(ragged_signals([9, 3], [0, 0]), seed=1), has_visual=nowhere, has_temporal=nowhere
     )
+    assert memory.complete(unscored(texts)).logp_masked is None
     memory.complete(texts)
-    assert memory.complete(batch).logp_masked is None
+    with pytest.raises(ConfigurationError, match="every_steps=1"):
+        memory.complete(batch)

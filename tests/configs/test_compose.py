@@ -27,7 +27,8 @@ ALONE = ("experiment=", "platform=gpu", "policy=qwen", "policy=video_r1", "datas
 
 # The whole keytoken block. A key is added here by decision: it is one more thing to know and to keep.
 KEYS = """
-attribution.base_tolerance attribution.check_base attribution.micro_batch_size attribution.num_workers
+attribution.base_tolerance attribution.check_base attribution.every_steps attribution.micro_batch_size
+attribution.num_workers
 attribution.pass_timeout_s attribution.placement attribution.shuffle_seed attribution.sync_timeout_s
 diagnostics.every_steps diagnostics.word_classes.color diagnostics.word_classes.direction
 diagnostics.word_classes.event diagnostics.word_classes.number diagnostics.word_classes.shape

@@ -158,3 +158,28 @@ def test_t_grpo_pays_for_the_order_of_frames(launcher, straight):
         assert metrics["critic/rewards/mean"] == pytest.approx(tokens["reward"].mean())
         num_paid += paid
     assert num_paid > 0
+
+
+def test_scores_are_reused_between_the_passes(launcher):
+    """The views are scored in steps 1 and 3; in between a token id scores what it scored on average."""
+    run = launcher.run(
+        "reuse",
+        "keytoken.attribution.every_steps=2",
+        "trainer.total_training_steps=3",
+        "trainer.save_freq=-1",
+    )
+    steps = run.metrics()
+    assert [step["attribution/scored"] for step in steps] == [1.0, 0.0, 1.0]
+    assert all(step["actor/grad_norm"] > 0 for step in steps)
+    means: dict[int, list[float]] = {}
+    for row in run.tokens(1).itertuples():
+        if "plus" not in row.prompt:  # texts have no visual score
+            for token, score in zip(
+                row.token_ids, np.subtract(row.log_prob, row.log_prob_masked), strict=True
+            ):
+                means.setdefault(int(token), []).append(float(score))
+    second = run.tokens(2)
+    assert second["log_prob_masked"].isna().all()  # nothing was measured, and the export does not pretend
+    for row in second[~second["prompt"].str.contains("plus")].itertuples():
+        expected = [abs(float(np.mean(means.get(int(token), [0.0])))) for token in row.token_ids]
+        assert row.visual == pytest.approx(expected, abs=1e-5)

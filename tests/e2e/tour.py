@@ -1,9 +1,9 @@
 """A training run that changes its method every second step: all methods on one cluster, one set of pools.
 
 Run as ``keytoken train`` is, with the methods' names in ``KEYTOKEN_TOUR``. What a method sets in the
-``keytoken`` block, and how advantages are normalised, is handed to the running workers as it is at the start of
-a run. What belongs to other processes stays that of the first method: dynamic sampling, penalties of the reward,
-the rollout.
+``keytoken`` block, and how advantages are normalised, is handed to the running workers as it is at the start
+of a run. What belongs to other processes stays that of the first method: dynamic sampling, penalties of the
+reward, the rollout.
 """
 
 import os

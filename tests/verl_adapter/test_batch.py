@@ -34,6 +34,7 @@ def stored(monkeypatch: pytest.MonkeyPatch) -> TensorDict:
     """Four answers to two prompts as TransferQueue would hand them over; storage itself needs a cluster."""
     data = TensorDict(
         {
+            "responses": ragged([[3, 1, 4], [1], [5, 9], [2, 6]]),
             "response_mask": ragged([[1.0] * 3, [1.0], [1.0] * 2, [1.0] * 2]),
             "old_log_probs": ragged([[-1.0, -2.0, -3.0], [-4.0], [-5.0, -6.0], [-7.0, -8.0]]),
             "entropy": ragged([[0.1, 0.2, 0.3], [0.4], [0.5, 0.6], [0.7, 0.8]]),

@@ -14,6 +14,7 @@ import dataclasses
 import torch
 
 from keytoken.attribution.types import Signals
+from keytoken.errors import ConfigurationError
 
 # Log-probs under a view, and the rows that have it.
 VIEWS = {"logp_masked": "has_visual", "logp_shuffled": "has_temporal"}
@@ -32,8 +33,11 @@ class ScoreMemory:
             signals: A batch with ``tokens``; the log-probs under a view are None where its pass did not run.
 
         Returns:
-            The same with ``logp - mean difference of the token's id`` in the place of a view that is missing,
-            some row has, and an earlier batch held.
+            The same with ``logp - mean difference of the token's id`` in the place of a view that is missing
+            and that some row has.
+
+        Raises:
+            ConfigurationError: A view is missing and no earlier batch held it.
         """
         found = {}
         for view, has in VIEWS.items():
@@ -45,6 +49,12 @@ class ScoreMemory:
                 self._tables[view] = _means(signals, scored, signals.mask & rows[:, None])
             elif view in self._tables:
                 found[view] = signals.logp - self._recall(view, signals)
+            else:
+                raise ConfigurationError(
+                    f"Step {signals.step} runs no passes (keytoken.attribution.every_steps) and no earlier "
+                    "step of this run has scored anything it could use: resume from a checkpoint whose step "
+                    "is a multiple of every_steps, or set every_steps=1."
+                )
         return dataclasses.replace(signals, **found)
 
     def _recall(self, view: str, signals: Signals) -> torch.Tensor:

@@ -146,13 +146,14 @@ def uncertainty(signals: Signals, selection: SelectionConfig) -> Signal:
 def conditioned(signal: Signal, magnitudes: Tensor) -> Signal:
     """The same signal with every score multiplied by a magnitude of its answer, [B], such as ``|A_i|``.
 
-    The rows of answers that teach nothing then score 0. It changes the order of tokens between answers, not
-    within one.
+    It changes the order of tokens between answers, not within one. An answer with the magnitude 0, which
+    teaches nothing, has no such signal.
     """
     score = signal.values if signal.baseline is None else signal.values - signal.baseline
     score = score.abs() if signal.absolute else score
     values = score * magnitudes[:, None].to(score.dtype)
-    return dataclasses.replace(signal, values=values, baseline=None, absolute=False)
+    applies = magnitudes > 0 if signal.applies is None else signal.applies & (magnitudes > 0)
+    return dataclasses.replace(signal, values=values, baseline=None, absolute=False, applies=applies)
 
 
 def refuse_non_finite(chosen: Mapping[str, Signal], signals: Signals) -> None:

@@ -19,7 +19,15 @@ from keytoken.verl_adapter.compat import response_to_nested
 # What the attribution passes read; everything else stays in storage.
 PASS_INPUTS = ("input_ids", "position_ids", "responses", "multi_modal_inputs", "uid")
 # What the trainer reads back, besides the outputs of the passes.
-SIGNAL_FIELDS = ("uid", "response_mask", "old_log_probs", "entropy", "advantages", "extra_fields")
+SIGNAL_FIELDS = (
+    "uid",
+    "responses",
+    "response_mask",
+    "old_log_probs",
+    "entropy",
+    "advantages",
+    "extra_fields",
+)
 
 
 def pass_request(batch: KVBatchMeta, global_step: int, num_ranks: int | None = None) -> KVBatchMeta:
@@ -114,7 +122,7 @@ def read_signals(
     data = read(batch, [*SIGNAL_FIELDS, *outputs, *([reward] if reward else [])])
     padded = {
         name: data[name].to_padded_tensor(0.0) if data[name].is_nested else data[name]
-        for name in ("response_mask", "old_log_probs", "entropy", *outputs)
+        for name in ("responses", "response_mask", "old_log_probs", "entropy", *outputs)
     }
     groups = np.unique(np.array([str(uid) for uid in data["uid"]]), return_inverse=True)[1]
     size = len(batch)
@@ -138,6 +146,7 @@ def read_signals(
         truncated_entropy=padded.get(fields.TRUNCATED_ENTROPY),
         disagreement=padded.get(fields.DISAGREEMENT),
         collision=padded.get(fields.COLLISION),
+        tokens=padded["responses"].long(),
         row_keys=torch.tensor(_canonical(batch.keys)).argsort(),
         seed=step_seed(run_seed, step),
         step=step,

@@ -202,7 +202,9 @@ class AttributionSteps(_Trainer):
     def _check_passes(self, signals: Any, data: TensorDict, metrics: dict[str, Any]) -> None:
         batches.require_version(data, self.global_steps)
         metrics.update(batches.pass_metrics(data))
-        if not self.keytoken.attribution.check_base:
+        scored = self.keytoken.attribution.scores(self.global_steps)
+        metrics["attribution/scored"] = float(scored)
+        if not (self.keytoken.attribution.check_base and scored):
             return
         gap, bound = batches.base_gap(signals, data), self.keytoken.attribution.base_tolerance
         metrics["attribution/base_gap_max"] = gap
@@ -264,6 +266,9 @@ def _outputs_of(keytoken: KeyTokenConfig, step: int) -> tuple[str, ...]:
     passes = _passes_of(keytoken, step)
     if not passes:
         return ()
+    if not keytoken.attribution.scores(step):  # no log-probs, and of each view whether a row has it
+        applies = (fields.view_outputs(view)[1] for view in keytoken.method.views)
+        return (fields.VERSION, fields.STATIC_CLIP, fields.PASS_SECONDS, *applies)
     real = (fields.REAL_LOG_PROB,) if keytoken.attribution.check_base else ()
     collision = ("collision",) if keytoken.diagnostics.due(step) else ()
     measures = (fields.MEASURES[name] for name in (*measures_of(keytoken.method), *collision))

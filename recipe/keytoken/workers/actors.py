@@ -8,6 +8,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from keytoken.attribution.reuse import ScoreMemory
 from keytoken.attribution.types import Signals, TokenWeights
 from keytoken.errors import WeightSyncError
 from keytoken.schema import KeyTokenConfig
@@ -54,17 +55,19 @@ class _SelectingWorker:
     """Selects tokens: one worker is enough, because the whole batch fits on its device."""
 
     keytoken: KeyTokenConfig
+    memory: ScoreMemory | None
 
     @register_worker_method(dispatch_mode=Dispatch.ONE_TO_ALL)
     def set_keytoken(self, keytoken: KeyTokenConfig) -> None:
         """Hand over the method and how its passes run, after the models are built."""
         self.keytoken = keytoken
+        self.memory = ScoreMemory() if keytoken.attribution.every_steps > 1 else None
 
     @register_worker_method(dispatch_mode=Dispatch.ALL_TO_ALL, execute_mode=Execute.RANK_ZERO, blocking=False)
     def select_tokens(self, signals: Signals) -> TokenWeights:
         """See :func:`keytoken.workers.selection.select_on`; rank 0 alone runs it."""
         device = torch.device(get_device_name())
-        return select_on(device, signals, self.keytoken.method, self.keytoken.kernels.impl)
+        return select_on(device, signals, self.keytoken.method, self.keytoken.kernels.impl, self.memory)
 
 
 class AttributionWorker(_SelectingWorker, TrainingWorker):

@@ -50,7 +50,8 @@ def score_views(
     Returns:
         The tensors of :data:`keytoken.fields.PASS_OUTPUTS` that were computed, and
         :func:`keytoken.fields.view_outputs` and :func:`keytoken.fields.pass_seconds` of every view,
-        ``[B, ...]``.
+        ``[B, ...]``. In a step that is not scored (``attribution.every_steps``) no pass runs, and of a view
+        there is only whether a row has it.
 
     Raises:
         ConfigurationError: answers that have to be compared do not fit into a micro-batch.
@@ -64,13 +65,15 @@ def score_views(
         vision=vision, seed=attribution.shuffle_seed, positions=method.positions, options=method.view
     )
     outputs: dict[str, Tensor] = {}
-    wanted = _wanted(method, collision)
-    real = _real_side(engine, rows, wanted, attribution, settings, outputs)
+    scored = attribution.scores(version + 1)
+    if scored:
+        real = _real_side(engine, rows, _wanted(method, collision), attribution, settings, outputs)
     lap = time.perf_counter()
     for name in method.views:
         views = [view_row(row, name, context) for row in rows]
         log_prob, applies = fields.view_outputs(name)
-        outputs[log_prob] = _score_where_it_exists(engine, views, real, settings, name)
+        if scored:
+            outputs[log_prob] = _score_where_it_exists(engine, views, real, settings, name)
         outputs[applies] = _flags(view is not None for view in views)
         now = time.perf_counter()
         outputs[fields.pass_seconds(name)], lap = _seconds(rows, now - lap), now
