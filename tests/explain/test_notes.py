@@ -28,9 +28,10 @@ def test_every_value_of_a_file_has_a_note_of_that_file(name: str) -> None:
     assert {key for key, note in preset.notes.items() if note.preset == name} == set(values)
     for key, value in values.items():
         assert preset.notes[key].value == value, key
-        assert preset.notes[key].mark in ("known", "known in kind", "reconstructed", "chosen", UNMARKED)
+        assert preset.notes[key].mark in MARKS
 
 
+MARKS = ("known", "known in kind", "known at second hand", "reconstructed", "chosen", UNMARKED)
 # Read in the files: preset, key, mark, remark.
 COMMENTS = [
     ("tor_grpo", "selection.scope", "known", "the rollout batch"),
@@ -42,6 +43,8 @@ COMMENTS = [
     ("dapo", "loss.level", "known in kind", "the paper counts the tokens of a group, verl those of a batch"),
     ("video_ktr", "selection.score_sign", "known", "at second hand"),
     ("video_ktr", "loss.clip_low", "chosen", "the paper clips; 0.2 is chosen, the usual value"),
+    ("video_ktr", "loss.dual_clip", "known at second hand", "none"),
+    ("tor_dapo", "selection.rule", "reconstructed", "most truncated entropies are exactly 0"),
     ("grpo", "loss.clip_low", UNMARKED, ""),
     ("grpo", "loss.kl_coef", UNMARKED, "verl's default for the KL loss"),
     ("soft", "options.anneal_steps", UNMARKED, "null: from the first step on"),

@@ -16,7 +16,9 @@ import yaml
 
 METHOD = "keytoken.method"
 UNMARKED = "not marked"
-_MARK = re.compile(r"(?<!not )\b(known in kind|known|reconstructed|chosen)\b", re.IGNORECASE)
+_MARK = re.compile(
+    r"(?<!not )\b(known in kind|known at second hand|known|reconstructed|chosen)\b", re.IGNORECASE
+)
 _ALL_KNOWN = re.compile(r"\ball values are known\b", re.IGNORECASE)
 
 
@@ -26,7 +28,8 @@ class Note:
 
     Attributes:
         value: The value that the file gives.
-        mark: ``known``, ``known in kind``, ``reconstructed``, ``chosen`` or ``not marked``.
+        mark: ``known``, ``known in kind``, ``known at second hand``, ``reconstructed``, ``chosen`` or
+            ``not marked``.
         remark: The rest of the comment; may be empty.
         preset: The file that says so.
     """
