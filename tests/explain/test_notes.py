@@ -41,7 +41,7 @@ COMMENTS = [
     ("tor_grpo", "loss.level", "reconstructed", "the framework it was run in averages over tokens"),
     ("gspo", "loss.level", "known", "a mean over answers"),
     ("dapo", "loss.level", "known in kind", "the paper counts the tokens of a group, verl those of a batch"),
-    ("video_ktr", "selection.score_sign", "known", "at second hand"),
+    ("video_ktr", "selection.score_sign", "known at second hand", ""),
     ("video_ktr", "loss.clip_low", "chosen", "the paper clips; 0.2 is chosen, the usual value"),
     ("video_ktr", "loss.dual_clip", "known at second hand", "none"),
     ("tor_dapo", "selection.rule", "reconstructed", "most truncated entropies are exactly 0"),
