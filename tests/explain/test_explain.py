@@ -133,6 +133,12 @@ def test_passes_follow_the_configuration() -> None:
     assert "attribution, reversed" in reversed_frames and "attribution, shuffled" not in reversed_frames
 
 
+def test_passes_that_run_in_some_steps_only() -> None:
+    text = flat(page_of("method=video_ktr", "keytoken.attribution.every_steps=4"))
+    assert "attribution passes run * in one step of 4" in text
+    assert "passes run" not in page_of("method=video_ktr")
+
+
 def test_a_view_is_described_by_its_own_file() -> None:
     text = flat(page_of("method=video_ktr", "keytoken.method.view.temporal=frozen"))
     assert "The first frame of every video in all places, so that nothing moves" in text

@@ -18,7 +18,6 @@ from keytoken.attribution.types import Signals, TokenWeights
 from keytoken.demo.tokenizer import build_tokenizer
 from keytoken.golden import load_preset
 from keytoken.schema import DiagnosticsConfig, KeyTokenConfig
-from keytoken.verl_adapter import batch as batches
 from keytoken.verl_adapter import diagnostics
 
 METHOD = load_preset("tor_grpo")
@@ -64,7 +63,7 @@ def result(signals: Signals) -> TokenWeights:
 
 
 @pytest.fixture
-def data(monkeypatch: pytest.MonkeyPatch) -> TensorDict:
+def data() -> TensorDict:
     answers = [TOKENIZER(text)["input_ids"] for text in TEXTS] + [[TOKENIZER.eos_token_id]]
     made = TensorDict(
         {
@@ -76,7 +75,6 @@ def data(monkeypatch: pytest.MonkeyPatch) -> TensorDict:
         batch_size=[4],
     )
     made["extra_fields"] = np.array([said(acc=1.0), said(acc=0.0), said(acc=1.0), {}], dtype=object)
-    monkeypatch.setattr(batches, "read", lambda batch, names: made.select(*names))
     return made
 
 

@@ -114,6 +114,10 @@ def passes(run: Run) -> list[Row]:
     rows += [
         Row(f"attribution, {name}", _view(name, method), _view_keys(name, method)) for name in method.views
     ]
+    every = run.keytoken.attribution.every_steps
+    if every > 1:
+        text = f"in one step of {every}; in between a token has the mean difference of its id in the last one"
+        rows.append(Row("attribution passes run", text, ("keytoken.attribution.every_steps",)))
     if method.loss.kl_coef > 0.0:
         text = "log-prob of every answer token: one forward pass of the reference model"
         rows.append(Row("reference, real input", text, (f"{METHOD}.loss.kl_coef",)))

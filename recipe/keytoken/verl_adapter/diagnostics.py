@@ -1,9 +1,9 @@
 """Diagnostics of a step: the metrics of :mod:`keytoken.attribution.diagnostics`, and a file with more.
 
-They are computed where signals and weights already are, in the trainer's process; of storage they read the
-answers' token ids only. ``<run_dir>/diagnostics/step_<step>.json`` holds ``step``, ``metrics`` (the same as
-in the log) and ``answers``, one entry for each: ``prompt_id``, ``answer`` (its number in the group),
-``tokens``, ``selected`` (how many), ``weight`` (their sum) and ``right`` (null where unknown).
+They are computed where signals and weights already are, in the trainer's process. The file,
+``<run_dir>/diagnostics/step_<step>.json``, holds ``step``, ``metrics`` (the same as in the log) and
+``answers``, one entry for each: ``prompt_id``, ``answer`` (its number in the group), ``tokens``, ``selected``
+(how many), ``weight`` (their sum) and ``right`` (null where unknown).
 
 An answer is right if the reward function gave it an ``acc`` above one half. Where some answer has none, the
 metrics of outcomes are left out.
@@ -26,7 +26,6 @@ from transfer_queue import KVBatchMeta
 from keytoken.attribution.diagnostics import diagnose, word_class
 from keytoken.attribution.types import Signals, TokenWeights
 from keytoken.losses.denominators import loss_totals, token_coefficients
-from keytoken.verl_adapter import batch as batches
 
 RIGHT_ABOVE = 0.5
 
@@ -60,9 +59,7 @@ def maybe_write(
         data["advantages"].to_padded_tensor(0.0),
         lambda weights: token_coefficients(weights, mask, loss, loss_totals(weights, mask)).policy,
         right=right,
-        classes=token_classes(
-            batches.read(batch, ["responses"])["responses"], mask, trainer.tokenizer, known
-        ),
+        classes=token_classes(data["responses"], mask, trainer.tokenizer, known),
     )
     answers = _answers(batch.keys, result, mask, right)
     folder = Path(keytoken.run_dir) / "diagnostics"
