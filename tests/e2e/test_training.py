@@ -183,3 +183,26 @@ def test_scores_are_reused_between_the_passes(launcher):
     for row in second[~second["prompt"].str.contains("plus")].itertuples():
         expected = [abs(float(np.mean(means.get(int(token), [0.0])))) for token in row.token_ids]
         assert row.visual == pytest.approx(expected, abs=1e-5)
+
+
+def test_answers_that_are_compared_meet_on_one_of_two_ranks(launcher):
+    """TW-GRPO gives all answers to a prompt one weight at a position, if none of them was compared elsewhere.
+
+    Two actor ranks and two attribution ranks: the batch is balanced by length, so that answers to a prompt lie
+    in the shares of both.
+    """
+    run = launcher.run(
+        "compared",
+        "method=tw_grpo",
+        "trainer.n_gpus_per_node=2",
+        "keytoken.attribution.num_workers=2",
+        "trainer.total_training_steps=2",
+        "trainer.save_freq=-1",
+    )
+    for step in (1, 2):
+        groups = [group["weight"].tolist() for _, group in run.tokens(step).groupby("prompt_id")]
+        assert [len(group) for group in groups] == [4] * 4
+        for group in groups:
+            longest = max(group, key=len)
+            assert all(weights == pytest.approx(longest[: len(weights)], rel=1e-5) for weights in group)
+            assert min(longest) == pytest.approx(1.0) and max(longest) > 1.4
