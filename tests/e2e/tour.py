@@ -6,6 +6,8 @@ of a run. What belongs to other processes stays that of the first method: dynami
 reward, the rollout.
 """
 
+from __future__ import annotations
+
 import os
 import sys
 from typing import Any

@@ -1,5 +1,7 @@
 """Against the model's own forward pass, one unpadded row at a time."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -51,17 +53,19 @@ def test_encoded_prompts_are_those_of_the_encoder(prompts: tuple[Prompt, ...]) -
 
 
 def test_logits_equal_a_plain_forward(model: Model, prompts: tuple[Prompt, ...]) -> None:
-    """Ragged rows, equal clips side by side, text between clips."""
+    """Ragged rows, equal prompts side by side, equal ids with other pixels, text between clips."""
     lengths = (4, 1, 6, 2, 5, 3, 6, 2)
     rows = [
         prompt.with_answer(torch.arange(10, 10 + length))
         for prompt, length in zip(prompts, lengths, strict=True)
     ]
-    rows = [rows[0], rows[0], *rows[1:], rows[6]]
+    darker = {**rows[0].media, "pixel_values_videos": 0.5 * rows[0].media["pixel_values_videos"]}
+    rows = [rows[0], rows[0], dataclasses.replace(rows[0], media=darker), *rows[1:], rows[6]]
     with torch.no_grad():
         found = answer_logits(model, rows)
         expected = torch.cat([plain_logits(model, row) for row in rows])
     assert torch.allclose(found, expected, atol=2e-5)
+    assert not torch.allclose(found[4:8], found[8:12], atol=1e-3), "the pixels count"
     assert torch.equal(answer_ids(rows)[:8], torch.tensor([10, 11, 12, 13] * 2))
 
 

@@ -52,6 +52,7 @@ REFUSED = {
     "order bonus": (["method=t_grpo"], r"order_bonus.*use the real stack"),
     "epochs": (["actor_rollout_ref.actor.ppo_epochs=2"], "ppo_epochs is 2.*needs 1"),
     "schedule": (["actor_rollout_ref.actor.optim.lr_scheduler_type=cosine"], "lr_scheduler_type is cosine"),
+    "reuse of scores": (["keytoken.attribution.every_steps=4"], "every_steps is 4"),
     "nucleus": (["actor_rollout_ref.rollout.top_p=0.9"], "top_p is 0.9"),
     "estimator": (["algorithm.adv_estimator=rloo"], "adv_estimator is rloo"),
     "kl in reward": (["algorithm.use_kl_in_reward=true"], "use_kl_in_reward is True"),
@@ -73,11 +74,13 @@ def test_every_study_composes(name: str) -> None:
     study = load_study([f"study={name}"])
     plans = list(plans_of(study))
     assert {plan.start.world for plan in plans} <= set(WORLDS)
+    assert len({plan.name for plan in plans}) == len(plans)
+    if name == "tuning":  # composing takes a second an arm, and its arms differ in one number
+        plans = [plan for plan in plans if plan.arm in ("grpo_1e-4", "video_ktr_1e-4")]
     one_seed = {plan.arm: found for plan in plans if (found := load_settings(plan)) is not None}
     assert name == "tuning" or {found.lr for found in one_seed.values()} == {study.lr}
     shared = ("num_prompts", "num_answers", "max_tokens", "temperature", "warm_up", "betas", "grad_clip")
     assert all(len({getattr(found, key) for found in one_seed.values()}) == 1 for key in shared)
-    assert len({plan.name for plan in plans}) == len(plans)
 
 
 def test_the_first_study_compares_token_weights_only() -> None:

@@ -1,7 +1,7 @@
 """What the study asks of the model: log-probs of given answers, and answers to given prompts.
 
-Both run the model's own modules. Pixels are encoded once for all rows that show the same clip, and the head
-runs at answer positions only; neither changes a value.
+Both run the model's own modules: a prompt is read once for all its answers, and the head runs at answer
+positions only; neither changes a value.
 
 Axes: B rows, L tokens of the longest row, P tokens of the longest prompt, N answer tokens of all rows, R
 tokens of one answer, V vocabulary, H hidden size.
@@ -10,6 +10,7 @@ tokens of one answer, V vocabulary, H hidden size.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,25 +37,24 @@ def load_policy(folder: Path) -> Model:
 
 
 def answer_logits(model: Model, rows: Sequence[ModelInput]) -> Tensor:
-    """The logits that predict the answer tokens, row after row, [N, V].
+    """The logits that predict the answer tokens, row after row, [N, V]; differentiable.
 
-    Rows are padded on the right, where a causal model does not look.
+    Rows that follow each other with equal prompts share one reading of it, gradient included.
     """
-    lengths = [row.input_ids.numel() for row in rows]
-    input_ids = torch.zeros(len(rows), max(lengths), dtype=torch.int64)
-    position_ids = torch.zeros(3, len(rows), max(lengths), dtype=torch.int64)
-    for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-        input_ids[index, :length] = row.input_ids
-        position_ids[:, index, :length] = row.position_ids
-    embeddings = _embed(model, input_ids, [row.prompt_length for row in rows], [row.media for row in rows])
-    hidden = model.model.language_model(
-        inputs_embeds=embeddings, position_ids=position_ids, use_cache=False
-    ).last_hidden_state
-    predicted_at = [
-        torch.arange(row.prompt_length - 1, length - 1) + index * max(lengths)
-        for index, (row, length) in enumerate(zip(rows, lengths, strict=True))
-    ]
-    logits: Tensor = model.lm_head(hidden.flatten(0, 1)[torch.cat(predicted_at)])
+    prompts, prompt_of = _distinct_prompts(rows)
+    read = _read_prompts(model, prompts).of(prompt_of)
+    lengths = torch.tensor([row.input_ids.numel() - row.prompt_length for row in rows])
+    longest = int(lengths.max())
+    hidden = read.hidden[:, None]
+    if longest > 1:
+        input_ids = torch.zeros(len(rows), longest - 1, dtype=torch.int64)
+        position_ids = torch.zeros(3, len(rows), longest - 1, dtype=torch.int64)
+        for index, row in enumerate(rows):
+            answer = slice(row.prompt_length, row.input_ids.numel() - 1)  # nothing follows the last token
+            input_ids[index, : answer.stop - answer.start] = row.input_ids[answer]
+            position_ids[:, index, : answer.stop - answer.start] = row.position_ids[:, answer]
+        hidden = torch.cat([hidden, read.go_on(model, input_ids, position_ids)], dim=1)
+    logits: Tensor = model.lm_head(hidden[torch.arange(longest) < lengths[:, None]])
     return logits
 
 
@@ -93,10 +93,9 @@ def sample(
         For each prompt its n (with ``greedy`` n + 1) answers, [R] int64 each.
     """
     answers, limit = noise.shape[1] + greedy, noise.shape[2]
-    cache, hidden, padding, position = _read_prompts(model, prompts)
-    cache.batch_repeat_interleave(answers)
-    hidden, padding, position = (x.repeat_interleave(answers, 0) for x in (hidden, padding, position))
+    read = _read_prompts(model, prompts).of(torch.arange(len(prompts)).repeat_interleave(answers))
     drawn = torch.from_numpy(noise.astype(np.float64))
+    hidden, position = read.hidden, read.position
     tokens: list[Tensor] = []
     done = torch.zeros(len(prompts) * answers, dtype=torch.bool)
     for step in range(limit):
@@ -108,14 +107,7 @@ def sample(
         if step + 1 == limit or bool(done.all()):
             break
         position = position + 1
-        padding = torch.nn.functional.pad(padding, (0, 1), value=1)
-        hidden = model.model.language_model(
-            input_ids=token[:, None],
-            position_ids=position.expand(3, -1)[..., None],
-            attention_mask=padding,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
+        hidden = read.go_on(model, token[:, None], position.expand(3, -1)[..., None])[:, -1]
     ids = torch.stack(tokens, dim=1)
     cut = [row[: int((row == end).nonzero()[0]) + 1] if bool((row == end).any()) else row for row in ids]
     return [cut[first : first + answers] for first in range(0, len(cut), answers)]
@@ -130,66 +122,101 @@ def _draw(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
     return torch.cat([token, logits[:, count:].argmax(-1)], dim=1)
 
 
-def _read_prompts(model: Model, prompts: Sequence[Prompt]) -> tuple[DynamicCache, Tensor, Tensor, Tensor]:
-    """Read prompts, padded on the left so that all end together.
+@dataclass(slots=True)
+class _Read:
+    """Prompts that the model has read, B of them.
 
-    Returns:
-        The cache, the hidden state [B, H] behind each prompt, which tokens are no padding [B, P], and the
-        largest position [B] of each prompt.
+    Attributes:
+        cache: Their keys and values, with those of all tokens that came after.
+        hidden: [B, H] hidden state behind each prompt.
+        seen: [B, P] 1 for what is in the cache, 0 for the padding behind a prompt.
+        position: [B] largest position of each prompt.
     """
-    longest = max(prompt.input_ids.numel() for prompt in prompts)
-    input_ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
-    position_ids = torch.zeros(3, len(prompts), longest, dtype=torch.int64)
-    padding = torch.zeros(len(prompts), longest, dtype=torch.int64)
+
+    cache: DynamicCache
+    hidden: Tensor
+    seen: Tensor
+    position: Tensor
+
+    def of(self, prompts: Tensor) -> _Read:
+        """The same for rows [B'], each with the number of its prompt."""
+        self.cache.batch_select_indices(prompts)
+        return _Read(self.cache, self.hidden[prompts], self.seen[prompts], self.position[prompts])
+
+    def go_on(self, model: Model, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+        """[B, R, H] hidden states of further tokens [B, R] at positions [3, B, R]."""
+        self.seen = torch.cat([self.seen, torch.ones_like(input_ids)], dim=1)
+        hidden: Tensor = model.model.language_model(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            attention_mask=self.seen,
+            past_key_values=self.cache,
+            use_cache=True,
+        ).last_hidden_state
+        return hidden
+
+
+def _read_prompts(model: Model, prompts: Sequence[Prompt | _PromptPart]) -> _Read:
+    """Read prompts, padded on the right, where a causal model does not look."""
+    lengths = torch.tensor([prompt.input_ids.numel() for prompt in prompts])
+    input_ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.int64)
+    position_ids = torch.zeros(3, *input_ids.shape, dtype=torch.int64)
     for index, prompt in enumerate(prompts):
-        length = prompt.input_ids.numel()
-        input_ids[index, longest - length :] = prompt.input_ids
-        position_ids[:, index, longest - length :] = prompt.position_ids
-        padding[index, longest - length :] = 1
+        input_ids[index, : lengths[index]] = prompt.input_ids
+        position_ids[:, index, : lengths[index]] = prompt.position_ids
     cache = DynamicCache()
-    embeddings = _embed(model, input_ids, [longest] * len(prompts), [prompt.media for prompt in prompts])
     hidden = model.model.language_model(
-        inputs_embeds=embeddings,
+        inputs_embeds=_embed(model, input_ids, [prompt.media for prompt in prompts]),
         position_ids=position_ids,
-        attention_mask=padding,
         past_key_values=cache,
         use_cache=True,
-    ).last_hidden_state[:, -1]
-    return cache, hidden, padding, position_ids.amax(dim=(0, 2))
+    ).last_hidden_state
+    seen = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
+    behind = hidden[torch.arange(len(prompts)), lengths - 1]
+    return _Read(cache, behind, seen, position_ids.amax(dim=(0, 2)))
 
 
-def _embed(
-    model: Model, input_ids: Tensor, prompt_lengths: Sequence[int], media: Sequence[dict[str, Tensor]]
-) -> Tensor:
-    """[B, L, H] embeddings with the features of each row's clip in the place of its prompt's placeholders."""
+def _embed(model: Model, input_ids: Tensor, media: Sequence[dict[str, Tensor]]) -> Tensor:
+    """[B, P, H] embeddings of prompts, with the features of each clip in the place of its placeholders."""
     embeddings: Tensor = model.get_input_embeddings()(input_ids)
-    clips, shown = _distinct(media)
+    clips = [clip for clip in media if clip]
     if not clips:
         return embeddings
     grids = torch.cat([clip[GRID] for clip in clips])
     found: Any = model.model.get_video_features(torch.cat([clip[PIXELS] for clip in clips]), grids)
-    features = torch.cat([found.pooler_output[clip] for clip in shown if clip is not None])
-    in_prompt = torch.arange(input_ids.shape[1]) < torch.tensor(prompt_lengths)[:, None]
-    places = (input_ids == model.config.video_token_id) & in_prompt
-    return embeddings.masked_scatter(places[..., None].expand_as(embeddings), features)
+    places = (input_ids == model.config.video_token_id)[..., None].expand_as(embeddings)
+    return embeddings.masked_scatter(places, torch.cat(found.pooler_output))
 
 
-def _distinct(media: Sequence[dict[str, Tensor]]) -> tuple[list[dict[str, Tensor]], list[int | None]]:
-    """The clips that differ, and for each row the number of its own; None for text.
+@dataclass(frozen=True, slots=True)
+class _PromptPart:
+    """The prompt of a row: ids [P], positions [3, P] and pixels."""
 
-    Answers to one prompt follow each other, so a clip is compared with the one before it.
-    """
-    clips: list[dict[str, Tensor]] = []
-    shown: list[int | None] = []
-    for row in media:
-        if row and not (clips and _same(clips[-1], row)):
-            clips.append(row)
-        shown.append(len(clips) - 1 if row else None)
-    return clips, shown
+    input_ids: Tensor
+    position_ids: Tensor
+    media: dict[str, Tensor]
+
+    def same(self, other: _PromptPart) -> bool:
+        """Whether the model reads the same in both."""
+        return (
+            torch.equal(self.input_ids, other.input_ids)
+            and torch.equal(self.position_ids, other.position_ids)
+            and self.media.keys() == other.media.keys()
+            and all(
+                value is other.media[name] or torch.equal(value, other.media[name])
+                for name, value in self.media.items()
+            )
+        )
 
 
-def _same(clip: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return clip is other or (
-        torch.equal(clip[GRID], other[GRID])
-        and (clip[PIXELS] is other[PIXELS] or torch.equal(clip[PIXELS], other[PIXELS]))
-    )
+def _distinct_prompts(rows: Sequence[ModelInput]) -> tuple[list[_PromptPart], Tensor]:
+    """The prompts of rows, equal ones that follow each other once, and the number [B] of each row's own."""
+    prompts: list[_PromptPart] = []
+    numbers = []
+    for row in rows:
+        length = row.prompt_length
+        part = _PromptPart(row.input_ids[:length], row.position_ids[:, :length], row.media)
+        if not (prompts and part.same(prompts[-1])):
+            prompts.append(part)
+        numbers.append(len(prompts) - 1)
+    return prompts, torch.tensor(numbers)

@@ -41,6 +41,7 @@ FIXED: dict[str, tuple[Any, str]] = {
     "actor_rollout_ref.rollout.top_p": (1, "all of the distribution is sampled"),
     "actor_rollout_ref.rollout.top_k": (-1, "all of the distribution is sampled"),
     "keytoken.method.order_bonus": (None, "no answers to shuffled clips are sampled; use the real stack"),
+    "keytoken.attribution.every_steps": (1, "the views are scored in every step"),
     "algorithm.rollout_correction.rollout_is": (None, "the policy that samples is the one that trains"),
 }
 
