@@ -188,8 +188,8 @@ def test_scores_are_reused_between_the_passes(launcher):
 def test_answers_that_are_compared_meet_on_one_of_two_ranks(launcher):
     """TW-GRPO gives all answers to a prompt one weight at a position, if none of them was compared elsewhere.
 
-    Two actor ranks and two attribution ranks: the batch is balanced by length, so that answers to a prompt lie
-    in the shares of both.
+    Two actor ranks and two attribution ranks: the batch is balanced by length, so that answers to a prompt
+    lie in the shares of both.
     """
     run = launcher.run(
         "compared",
