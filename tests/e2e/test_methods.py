@@ -9,7 +9,6 @@ import pytest
 
 from keytoken.compose import groups
 from keytoken.golden import load_preset
-from keytoken.schema import MethodConfig
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2400)]
 
@@ -18,11 +17,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2400)]
 METHODS = ["video_ktr", *(name for name in groups()["method"] if name not in ("video_ktr", "t_grpo"))]
 # Methods that keep every answer token, by what their files say.
 KEEP_ALL = {"all", "cispo", "dapo", "dr_grpo", "grpo", "gspo", "papo_dapo", "papo_grpo", "soft", "tw_grpo"}
-
-
-def preset(name: str) -> MethodConfig | None:
-    """What a method file says; dr_grpo cannot be read without hydra."""
-    return None if name == "dr_grpo" else load_preset(name)
+# Methods whose share by entropy is one of all tokens of a batch.
+OF_A_BATCH = ["high_entropy", "tor_dapo", "tor_grpo"]
 
 
 @pytest.fixture(scope="session")
@@ -38,17 +34,16 @@ def tour(launcher):
     )
 
 
-@pytest.fixture(params=METHODS)
-def method(request, tour) -> tuple[str, list[dict[str, float]], pd.DataFrame]:
-    """A name, the metrics of its two steps, and its answers with their tokens."""
-    first = 2 * METHODS.index(request.param) + 1
+def seen(tour, name: str) -> tuple[list[dict[str, float]], pd.DataFrame]:
+    """The metrics of a method's two steps, and its answers with their tokens."""
+    first = 2 * METHODS.index(name) + 1
     steps = {int(step["training/global_step"]): step for step in tour.metrics()}
-    tokens = pd.concat([tour.tokens(first), tour.tokens(first + 1)])
-    return request.param, [steps[first], steps[first + 1]], tokens
+    return [steps[first], steps[first + 1]], pd.concat([tour.tokens(first), tour.tokens(first + 1)])
 
 
-def test_it_trains(method) -> None:
-    name, steps, tokens = method
+@pytest.mark.parametrize("name", METHODS)
+def test_it_trains(tour, name) -> None:
+    steps, tokens = seen(tour, name)
     for step in steps:
         assert math.isfinite(step["actor/loss"]) and step["actor/grad_norm"] > 0
         assert (
@@ -61,9 +56,10 @@ def test_it_trains(method) -> None:
     assert len(tokens) == 32
 
 
-def test_weights_are_the_methods_own(method) -> None:
+@pytest.mark.parametrize("name", METHODS)
+def test_weights_are_the_methods_own(tour, name) -> None:
     """What the actor was trained on, looked at from outside."""
-    name, _, tokens = method
+    _, tokens = seen(tour, name)
     weights = [np.asarray(row) for row in tokens["weight"]]
     values = set(np.unique(np.concatenate(weights)))
     if name in ("tor_grpo", "tor_dapo"):
@@ -78,16 +74,13 @@ def test_weights_are_the_methods_own(method) -> None:
         assert values == ({1.0} if name in KEEP_ALL else {0.0, 1.0})
 
 
-def test_exact_shares_of_a_batch_are_exact(method) -> None:
-    """ToR and 80/20 count over all tokens of a step."""
-    name, _, tokens = method
-    config = preset(name)
-    if config is None or config.selection is None or config.selection.scope != "batch":
-        pytest.skip("no share of a whole batch")
-    for _, step in tokens.groupby("step"):
+@pytest.mark.parametrize("name", OF_A_BATCH)
+def test_exact_shares_of_a_batch_are_exact(tour, name) -> None:
+    selection = load_preset(name).selection
+    assert selection is not None and selection.scope == "batch"
+    for _, step in seen(tour, name)[1].groupby("step"):
         chosen = np.concatenate([np.asarray(row) for row in step["selected_entropy"]])
-        ratio = config.selection.entropy_ratio
-        assert chosen.sum() == math.ceil(round(ratio * len(chosen), 6))
+        assert chosen.sum() == math.ceil(round(selection.entropy_ratio * len(chosen), 6))
 
 
 def test_tor_over_dapo_with_its_groups_and_its_penalty(launcher) -> None:
