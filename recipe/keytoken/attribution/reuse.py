@@ -10,6 +10,7 @@ answer is lost.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 
@@ -39,7 +40,7 @@ class ScoreMemory:
         Raises:
             ConfigurationError: A view is missing and no earlier batch held it.
         """
-        found = {}
+        found: dict[str, Any] = {}
         for view, has in VIEWS.items():
             rows: torch.Tensor = getattr(signals, has)
             if not bool(rows.any()):
@@ -62,7 +63,7 @@ class ScoreMemory:
         assert signals.tokens is not None
         table = self._tables[view].to(signals.logp.device)
         known = signals.mask & (signals.tokens < len(table))
-        return table[signals.tokens.where(known, 0)].where(known, 0.0)
+        return torch.where(known, table[signals.tokens.masked_fill(~known, 0)], 0.0)
 
 
 def _means(signals: Signals, logp_view: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
