@@ -23,10 +23,11 @@ OF_A_BATCH = ["high_entropy", "tor_dapo", "tor_grpo"]
 
 @pytest.fixture(scope="session")
 def tour(launcher):
-    """One run through all methods, two steps each."""
+    """One run through all methods, two steps each, the second with diagnostics."""
     return launcher.run(
         "tour",
         "keytoken.export.max_responses=16",
+        "keytoken.diagnostics.every_steps=2",
         "trainer.total_epochs=20",
         "trainer.save_freq=-1",
         program=(str(Path(__file__).with_name("tour.py")),),
@@ -54,6 +55,8 @@ def test_it_trains(tour, name) -> None:
         assert step.get("attribution/base_gap_max", 0.0) <= 1e-5
         assert step.get("kernels/advantage_gap_max", 0.0) <= 1e-5
     assert len(tokens) == 32
+    assert steps[1]["diagnostics/gradient/selected/norm"] > 0
+    assert not any(key.startswith("diagnostics/") for key in steps[0])
 
 
 @pytest.mark.parametrize("name", METHODS)
