@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
@@ -44,14 +45,18 @@ def sweep(words: Sequence[str], *, jobs: int, report_only: bool, announce: Calla
     missing = [job for job in wanted if not runs.is_finished(*job)]
     announce(f"Study {study.name}: {len(wanted)} runs, {len(wanted) - len(missing)} of them finished.")
     announce(f"Each run is {runs.BACKENDS[study.backend]}.")
+    files = [runs.run_file(*job[:2]) for job in wanted]
+
+    def report() -> Path:
+        return write_report(folder, study, [runs.read_run(path) for path in files if path.exists()])
+
     if report_only:
         older = [job[1].name for job in missing if runs.run_file(*job[:2]).exists()]
         if older:
             announce(f"{len(older)} runs are of other settings or sources than those of now: {older[0]}, ...")
     else:
-        run_all(missing, jobs if study.backend == "process" else 1)
-    files = [runs.run_file(*job[:2]) for job in wanted]
-    return write_report(folder, study, [runs.read_run(path) for path in files if path.exists()])
+        run_all(missing, jobs if study.backend == "process" else 1, report)
+    return report()
 
 
 def folder_of(study: StudyConfig) -> Path:
@@ -64,22 +69,26 @@ def execute(folder: Path, plan: RunPlan, settings: TrainSettings | None) -> Path
     return stack.execute(folder, plan) if settings is None else runs.execute(folder, plan, settings)
 
 
-def run_all(missing: Sequence[Job], jobs: int) -> None:
-    """Execute runs in their order, after the warm starts that they begin with."""
+def run_all(missing: Sequence[Job], jobs: int, after_section: Callable[[], object]) -> None:
+    """Execute runs in their order, section by section, each after the warm start that it begins with."""
     torch.set_num_threads(1)
-    for start in {plan.start.digest(): plan.start for _, plan, _ in missing}.values():
-        warm.prepare(start)
-    bar = tqdm(total=len(missing), desc="runs", unit="run", dynamic_ncols=True)
-    with bar:
-        if jobs == 1 or len(missing) < 2:
-            for job in missing:
-                bar.set_postfix_str(job[1].name)
-                execute(*job)
+    with tqdm(total=len(missing), desc="runs", unit="run", dynamic_ncols=True) as bar:
+        for section, group in itertools.groupby(missing, key=lambda job: job[1].section):
+            members = list(group)
+            warm.prepare(members[0][1].start)
+            bar.set_postfix_str(section)
+            for _ in _finished(members, jobs):
                 bar.update()
-            return
-        # Spawned, not forked: torch has started threads.
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(jobs, len(missing)), mp_context=spawn) as pool:
-            for future in as_completed([pool.submit(execute, *job) for job in missing]):
-                bar.set_postfix_str(future.result().stem)
-                bar.update()
+            after_section()
+
+
+def _finished(members: Sequence[Job], jobs: int) -> Iterator[Path]:
+    """Execute runs, and tell of each as it ends."""
+    if jobs == 1 or len(members) < 2:
+        yield from (execute(*job) for job in members)
+        return
+    # Spawned, not forked: torch has started threads.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(jobs, len(members)), mp_context=spawn) as pool:
+        for future in as_completed([pool.submit(execute, *job) for job in members]):
+            yield future.result()
