@@ -97,6 +97,7 @@ def test_the_first_study_compares_token_weights_only() -> None:
         "temporal_entropy": (0, 0.2, 0.2),
         "video_ktr": (0.2, 0.2, 0.2),
         "random": (0.2, 0.2, 0.2),
+        "random_small": (0, 0, 0.2),
     }
     for arm, expected in ratios.items():
         selection = found[arm].selection
@@ -104,7 +105,7 @@ def test_the_first_study_compares_token_weights_only() -> None:
         values = (selection.visual_ratio, selection.temporal_ratio, selection.entropy_ratio)
         assert values == expected, arm
         assert found[arm].loss == found["grpo"].loss and found[arm].loss.kl_coef == 0
-        assert found[arm].control == ("random" if arm == "random" else "none")
+        assert found[arm].control == ("random" if arm.startswith("random") else "none")
     assert found["grpo"].selection is None
     for published in ("video_ktr_official", "tor_grpo", "tor_dapo", "high_entropy"):
         assert found[published] == load_preset(published)
