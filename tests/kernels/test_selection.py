@@ -402,7 +402,7 @@ def test_degenerate_batches(plan: str, rule: str, run_plan: Run) -> None:
 @pytest.mark.parametrize("plan", PLANS)
 def test_nan_selects_nothing_in_its_segment_and_is_counted(plan: str, run_plan: Run) -> None:
     values = torch.tensor([[3.0, torch.nan, 1.0], [5.0, 4.0, torch.inf], [2.0, 1.0, 0.0]])
-    signal = Signal(values=values, ratio=0.4)
+    signal = Signal(values=values, ratio=1 / 3)
     for rule, second in (("quantile", [False, False, True]), ("count", [False, False, True])):
         found = run_plan(plan, [signal], torch.ones(3, 3).bool(), Segments.of(torch.arange(3)), rule=rule)
         assert found.selected[0].tolist() == [[False] * 3, second, [True, False, False]]

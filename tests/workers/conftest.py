@@ -176,9 +176,12 @@ def run_config(tiny_world: Path) -> Any:
         return load_config(["experiment=demo_cpu", f"keytoken.run_dir={tiny_world / 'run'}"])
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def worker(run_config: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A real attribution worker in this process: verl's engine on a gloo group of one."""
+    """A real attribution worker in this process: verl's engine on a gloo group of one.
+
+    One for each file, since a process has one group and other tests of it make their own.
+    """
     from omegaconf import OmegaConf
 
     from keytoken.schema import KeyTokenConfig

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -62,7 +63,7 @@ def exact_counts(operators: Operators, sizes: Sizes, device: torch.device) -> It
             for signal in range(len(given.signals)):
                 valid = found.valid[signal, rows]
                 scores, chosen = found.scores[signal, rows][valid], found.selected[signal, rows][valid]
-                kept = 0 if scores.isnan().any() else math.floor(inputs.RATIO * len(scores) + 0.5)
+                kept = 0 if scores.isnan().any() else math.ceil(Fraction(str(inputs.RATIO)) * len(scores))
                 wrong += int(chosen.sum()) != kept
                 if 0 < kept < len(scores):
                     wrong += bool(scores[chosen].min() < scores[~chosen].max())
