@@ -49,7 +49,7 @@ class ArmResult:
     Attributes:
         arm: Its name.
         runs: Its finished runs by seed.
-        accuracy: For (split, decoding, family) the mean over seeds with its 95 % t-interval.
+        accuracy: For (split, decoding, family) the mean over seeds with its 95 % t-interval, cut at 0 and 1.
         by_seed: For (split, decoding, family) the values.
         comparisons: With the baseline, the control and the start, as far as the section has them.
     """
@@ -103,11 +103,18 @@ def _section(
         arms[arm] = ArmResult(
             arm,
             dict(by_seed),
-            {key: mean_interval(list(of_seed.values())) for key, of_seed in values.items()},
+            {key: _share(mean_interval(list(of_seed.values()))) for key, of_seed in values.items()},
             values,
             {other: found[arm] for other, found in compared.items() if arm in found},
         )
     return SectionResult(name, split, families, arms)
+
+
+def _share(estimate: Estimate) -> Estimate:
+    """An interval of an accuracy, cut at 0 and 1; with few seeds Student's t knows no such bounds."""
+    if math.isinf(estimate.low):
+        return estimate
+    return Estimate(estimate.value, max(0.0, estimate.low), min(1.0, estimate.high))
 
 
 def _accuracies(

@@ -60,6 +60,7 @@ class SectionConfig(Block):
         arms: Names of the study's arms.
         splits: What is evaluated, of "test" (held-out parameters), "familiar" (parameters of the training,
             other clips) and "tuning" (the same, a third time); the first one is compared.
+        lr: Learning rate of every arm of the section; null for that of the study.
         title: What the report calls the section.
     """
 
@@ -69,6 +70,7 @@ class SectionConfig(Block):
     arms: list
     warm_seed: int = 0
     splits: list = dataclasses.field(default_factory=lambda: ["test"])
+    lr: float | None = None
     title: str = ""
 
 
@@ -82,7 +84,7 @@ class StudyConfig(Block):
         arms: :class:`ArmConfig` by name.
         warm_starts: :class:`keytoken.demo.warm_start.WarmStartConfig` by name.
         sections: :class:`SectionConfig` by name, in the order in which they are run.
-        lr: Learning rate of every arm.
+        lr: Learning rate of every arm, but in sections that set another one for all of theirs.
         steps: Updates of every run.
         overrides: hydra overrides of every arm, before its own.
         baseline: The arm that all others are compared with; a section without it makes no such comparison.
@@ -133,6 +135,10 @@ class StudyConfig(Block):
             self._check_section(f"{ROOT}.sections.{name}", section)
 
     def _check_section(self, where: str, section: SectionConfig) -> None:
+        require(
+            section.lr is None or section.lr > 0.0,
+            f"{where}.lr is {section.lr}; use a number above 0, or null for {ROOT}.lr.",
+        )
         for arm in section.arms:
             require(arm in self.arms, unknown_name(f"arm {arm} in {where}.arms", str(arm), self.arms, "arms"))
         require(

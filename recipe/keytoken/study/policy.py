@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
+from transformers.utils import logging
 
 from keytoken.attribution.views import ModelInput
 from keytoken.study.prompts import Prompt
@@ -31,6 +32,7 @@ Model = Qwen2_5_VLForConditionalGeneration
 
 def load_policy(folder: Path) -> Model:
     """The model of a folder in float32, in evaluation mode."""
+    logging.disable_progress_bar()  # a bar for each loading would break the bar of the runs
     model = Model.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
     model.eval()
     return model

@@ -35,9 +35,9 @@ METHOD_NOTES = """\
   nothing else is.
 - *By prompt* is the same difference with an interval over prompts, given these very runs: what another draw
   of test prompts would change. Prompts are the unit there, and seeds are averaged over.
-- All arms have the same batches, warm-up, optimizer and number of updates, and the learning rate of the
-  study unless their configuration sets another. Every batch is used for one update by the policy that
-  sampled it: ratios are 1, so nothing is clipped and bounds play no part."""
+- All arms have the same batches, warm-up, optimizer and number of updates, and those of a section the same
+  learning rate unless their configuration sets another. Every batch is used for one update by the policy
+  that sampled it: ratios are 1, so nothing is clipped and bounds play no part."""
 
 
 def write_report(folder: Path, study: StudyConfig, finished: Sequence[RunResult]) -> Path:
@@ -78,11 +78,8 @@ def _arm_table(study: StudyConfig, title_of: Any) -> list[str]:
         [title_of(name), f"`{' '.join([f'method={arm.method}', *arm.overrides])}`", arm.note]
         for name, arm in study.arms.items()
     ]
-    common = f" and `{' '.join(study.overrides)}`" if study.overrides else ""
-    note = (
-        f"Common to all arms: `experiment=demo_cpu actor_rollout_ref.actor.optim.lr={study.lr:g}`{common}, "
-        f"{study.steps} updates."
-    )
+    words = " ".join(["experiment=demo_cpu", *study.overrides])
+    note = f"Common to all arms: `{words}`, {study.steps} updates, and the learning rate of the section."
     return [*_table(["arm", "configuration", "what sets it apart"], rows), "", note]
 
 
@@ -105,7 +102,8 @@ def _where(study: StudyConfig, config: SectionConfig) -> str:
     return (
         f"World `{config.world}`, warm start `{config.warm_start}` with seed {config.warm_seed}, "
         f"{study.eval_prompts} prompts of the split `{config.splits[0]}`, {study.eval_samples} samples and "
-        f"one greedy answer each; seeds {', '.join(map(str, config.seeds))}."
+        f"one greedy answer each; seeds {', '.join(map(str, config.seeds))}; learning rate "
+        f"{study.lr if config.lr is None else config.lr:g}."
     )
 
 

@@ -169,7 +169,7 @@ def _plan(
     words = [
         EXPERIMENT,
         f"method={arm.method}",
-        f"actor_rollout_ref.actor.optim.lr={study.lr}",
+        f"actor_rollout_ref.actor.optim.lr={study.lr if section.lr is None else section.lr}",
         f"trainer.total_training_steps={study.steps}",
         *study.overrides,
         *arm.overrides,
