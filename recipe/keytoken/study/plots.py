@@ -77,7 +77,7 @@ def _curves(path: Path, arms: dict[str, ArmResult], title_of: Callable[[str], st
         axes.set_title(f"{title} (mean of {WINDOW} steps)", fontsize=9)
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
-    panels[0].legend(fontsize=6, ncols=2)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=5)
     figure.savefig(path, dpi=DPI)
 
 
