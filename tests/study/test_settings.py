@@ -77,8 +77,11 @@ def test_every_study_composes(name: str) -> None:
     assert len({plan.name for plan in plans}) == len(plans)
     if name == "tuning":  # composing takes a second an arm, and its arms differ in one number
         plans = [plan for plan in plans if plan.arm in ("grpo_1e-4", "video_ktr_1e-4")]
-    one_seed = {plan.arm: found for plan in plans if (found := load_settings(plan)) is not None}
-    assert name == "tuning" or {found.lr for found in one_seed.values()} == {study.lr}
+    loaded = [(plan, found) for plan in plans if (found := load_settings(plan)) is not None]
+    one_seed = {plan.arm: found for plan, found in loaded}
+    if name != "tuning":
+        rates = {key: section.lr or study.lr for key, section in study.sections.items()}
+        assert {(plan.section, found.lr) for plan, found in loaded} == set(rates.items())
     shared = ("num_prompts", "num_answers", "max_tokens", "temperature", "warm_up", "betas", "grad_clip")
     assert all(len({getattr(found, key) for found in one_seed.values()}) == 1 for key in shared)
 
