@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from keytoken.demo.report import plot_curves, read_metrics, write_report
+from keytoken.demo.run import read_answers
 from keytoken.demo.statistics import AnswerRecord
 from keytoken.errors import DataError
 
@@ -45,3 +46,17 @@ def test_metrics_of_verls_file_logger_are_read(tmp_path: Path) -> None:
 def test_unpaired_answers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError):
         write_report(tmp_path, _records([1, 0], "sampled"), _records([1], "sampled"), [])
+
+
+def test_an_answer_may_hold_what_looks_like_the_end_of_a_line(tmp_path: Path) -> None:
+    """verl writes answers as they are; str.splitlines() would cut them at these characters."""
+    row = {
+        "prompt_id": "p",
+        "family": "color",
+        "acc": 1.0,
+        "decoding": "greedy",
+        "output": "a\u2028b\x85c\x0bd",
+    }
+    file = tmp_path / "0.jsonl"
+    file.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_answers(file) == [AnswerRecord("p", "color", 1.0, "greedy")]

@@ -57,8 +57,8 @@ class Run:
 
     def validation(self, step: int) -> list[tuple[str, str, str]]:
         """Held-out answers, sorted: prompt, number of the answer, answer."""
-        lines = (self.folder / "validation" / f"{step}.jsonl").read_text().splitlines()
-        rows = [json.loads(line) for line in lines]
+        with (self.folder / "validation" / f"{step}.jsonl").open(encoding="utf-8") as lines:
+            rows = [json.loads(line) for line in lines]
         return sorted((row["input"], row["uid"].split("_", 1)[1], row["output"]) for row in rows)
 
     def tokens(self, step: int) -> pd.DataFrame:

@@ -43,6 +43,10 @@ def report(run_dir: Path) -> str:
 
 
 def read_answers(path: Path) -> list[AnswerRecord]:
-    """The scored held-out answers that verl wrote at one evaluation."""
-    rows: list[dict[str, Any]] = [json.loads(line) for line in path.read_text().splitlines()]
+    """The scored held-out answers that verl wrote at one evaluation.
+
+    Read line by line as files are: an answer may hold characters that str.splitlines() takes for ends of lines.
+    """
+    with path.open(encoding="utf-8") as lines:
+        rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
     return [AnswerRecord(row["prompt_id"], row["family"], float(row["acc"]), row["decoding"]) for row in rows]
