@@ -45,7 +45,7 @@ def report(run_dir: Path) -> str:
 def read_answers(path: Path) -> list[AnswerRecord]:
     """The scored held-out answers that verl wrote at one evaluation.
 
-    Read line by line as files are: an answer may hold characters that str.splitlines() takes for ends of lines.
+    Read line by line as files are: an answer may hold what str.splitlines() takes for the end of a line.
     """
     with path.open(encoding="utf-8") as lines:
         rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
