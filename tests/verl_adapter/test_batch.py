@@ -14,6 +14,7 @@ from transfer_queue import KVBatchMeta
 
 from keytoken import fields
 from keytoken.attribution.types import TokenWeights
+from keytoken.attribution.views.frames import step_seed
 from keytoken.errors import ConfigurationError, WeightSyncError
 from keytoken.schema import ViewConfig
 from keytoken.verl_adapter import batch as batches
@@ -136,7 +137,7 @@ def test_draws_know_an_answer_by_its_place_in_the_canonical_order() -> None:
     assert signals.row_keys.tolist() == [1, 3, 0, 2]
     assert signals.step == 5
     assert signals.seed == int.from_bytes(hashlib.blake2b(b"3/5", digest_size=8).digest(), "big") // 2
-    seeds = {batches.step_seed(run_seed, step) for run_seed in range(5) for step in range(100)}
+    seeds = {step_seed(run_seed, step) for run_seed in range(5) for step in range(100)}
     assert len(seeds) == 500 and max(seeds) < 2**63
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from keytoken.attribution.methods import compute_token_weights
 from keytoken.attribution.types import Outcomes, TokenWeights
 from keytoken.attribution.views import ModelInput
-from keytoken.attribution.views.frames import seed_of
+from keytoken.attribution.views.frames import step_seed
 from keytoken.errors import NonFiniteError
 from keytoken.losses.advantage import group_advantages
 from keytoken.losses.policy import PolicyLoss, policy_loss
@@ -220,7 +220,7 @@ class Trainer:
             group=group,
             outcomes=outcomes,
             temperature=settings.temperature,
-            seed=seed_of(settings.seed, number) >> 1,  # as in the real stack (step_seed)
+            seed=step_seed(settings.seed, number),
             step=number,
         )
         result = compute_token_weights(signals, settings.method)

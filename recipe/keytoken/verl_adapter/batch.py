@@ -9,7 +9,7 @@ from transfer_queue import KVBatchMeta
 
 from keytoken import fields
 from keytoken.attribution.types import Outcomes, Signals, TokenWeights
-from keytoken.attribution.views.frames import seed_of
+from keytoken.attribution.views.frames import step_seed
 from keytoken.errors import ConfigurationError, WeightSyncError
 from keytoken.losses.policy import loss_totals
 from keytoken.schema import ViewConfig
@@ -152,14 +152,6 @@ def read_signals(
         step=step,
     )
     return signals, data
-
-
-def step_seed(run_seed: int, step: int) -> int:
-    """Seed of what a method draws in one step: the upper 63 of the 64 bits of BLAKE2b("<run_seed>/<step>").
-
-    The same after a restart, whatever was drawn before.
-    """
-    return seed_of(run_seed, step) >> 1
 
 
 def write_weights(

@@ -68,6 +68,14 @@ def seed_of(seed: int, key: str | int) -> int:
     return int.from_bytes(digest, "big")
 
 
+def step_seed(run_seed: int, step: int) -> int:
+    """Seed of what a method draws in one step: the upper 63 of the 64 bits of BLAKE2b("<run_seed>/<step>").
+
+    The same after a restart, whatever was drawn before.
+    """
+    return seed_of(run_seed, step) >> 1
+
+
 def frame_permutation(num_frames: int, seed: int, key: str | int) -> tuple[int, ...] | None:
     """A random order of frames that is never the original one.
 
