@@ -22,8 +22,10 @@ LAYERS = (
     ("workers",),
     ("demo",),
     ("validate", "resources"),
+    ("batch_rules",),
     ("loss_rules",),
     ("data",),
+    ("scoring",),
     ("attribution", "losses", "rewards"),
     ("schema", "loss_config", "view_config", "block", "fields", "checks", "errors"),
 )

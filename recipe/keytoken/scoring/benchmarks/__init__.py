@@ -1,0 +1,22 @@
+"""The benchmarks by name.
+
+Add one: a module with the reader, the prompt and the rule, which ends in ``BENCHMARK = Benchmark(...)`` and
+says in its docstring which official script was read; one line below; and tests against worked examples.
+"""
+
+from keytoken.block import unknown_name
+from keytoken.errors import ConfigurationError
+from keytoken.scoring.benchmarks.base import Benchmark
+
+BENCHMARKS: dict[str, Benchmark] = {}
+
+
+def get_benchmark(name: str) -> Benchmark:
+    """The benchmark of that name.
+
+    Raises:
+        ConfigurationError: If there is none; the message lists those that exist and the closest name.
+    """
+    if name not in BENCHMARKS:
+        raise ConfigurationError(unknown_name(f"benchmark {name!r}", name, BENCHMARKS, "benchmarks"))
+    return BENCHMARKS[name]

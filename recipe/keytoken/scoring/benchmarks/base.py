@@ -1,0 +1,39 @@
+"""What a benchmark is: how its question files are read, what is asked, and by which rule an answer counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from keytoken.scoring.items import Item, Verdict
+
+ScoreRule = Callable[[Item, str], Verdict]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """One benchmark by its official rules.
+
+    Attributes:
+        name: What a user writes, the key in the registry.
+        title: What a report calls it.
+        source: Repository or paper whose rule this is, with the commit or date that was read.
+        tables: Categories of the items that get a table, in this order.
+        sampling: Preset of the sampling contract for evaluation.
+        read: Reads official question files; raises DataError that names file and row.
+        prompt: Text of the question with its options and the official instruction; neither system prompt nor
+            ``<video>`` tag.
+        score: The official rule; must end on any text, in time linear in its length.
+        variants: Named departures from the official rule.
+    """
+
+    name: str
+    title: str
+    source: str
+    tables: tuple[str, ...]
+    sampling: str
+    read: Callable[[Sequence[Path]], list[Item]]
+    prompt: Callable[[Item], str]
+    score: ScoreRule
+    variants: Mapping[str, ScoreRule] = field(default_factory=dict)
