@@ -23,6 +23,13 @@ FILTER = {"algorithm.filter_groups.enable": True}
 UNGROUPED = {
     "algorithm.adv_estimator": "reinforce_plus_plus",
     f"{ACTOR}.ppo_micro_batch_size_per_gpu": 16,
+    f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu": 16,
+    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": 16,
+}
+# Passes of four answers, which any share of a batch divides into here.
+SMALL_PASSES = {
+    f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu": 4,
+    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": 4,
 }
 ORDER = "keytoken.method.order_bonus"
 DIAGNOSED = {"keytoken.method.selection": None, "keytoken.diagnostics.every_steps": 5}
@@ -93,6 +100,14 @@ BROKEN: dict[str, list[tuple[dict[str, Any], list[str]]]] = {
         (
             {f"{ACTOR}.ppo_micro_batch_size_per_gpu": None},
             ["ppo_micro_batch_size_per_gpu=None", "use_dynamic_bsz"],
+        ),
+        (
+            {f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu": 48},
+            ["rollout.log_prob_micro_batch_size_per_gpu=48", "128 answers", "use_dynamic_bsz=true"],
+        ),
+        (
+            {"actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": 256},
+            ["ref.log_prob_micro_batch_size_per_gpu=256", "128 answers", "use_dynamic_bsz=true"],
         ),
         (
             {f"{ACTOR}.use_dynamic_bsz": True, f"{ACTOR}.ppo_max_token_len_per_gpu": 200},
@@ -239,6 +254,7 @@ BROKEN: dict[str, list[tuple[dict[str, Any], list[str]]]] = {
                 **COMPARING,
                 "keytoken.attribution.placement": "actor",
                 "trainer.n_gpus_per_node": 32,
+                **SMALL_PASSES,
                 f"{ACTOR}.ppo_micro_batch_size_per_gpu": 4,
             },
             ["trainer.nnodes x trainer.n_gpus_per_node=32", "16 prompts"],

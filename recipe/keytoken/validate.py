@@ -11,9 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from keytoken.attribution.methods import measures_of, method_of, needs_passes
 from keytoken.attribution.views import VIEWS
+from keytoken.batch_rules import BATCH_RULES
 from keytoken.data.contract import SamplingContract
 from keytoken.errors import ConfigurationError
-from keytoken.loss_rules import LOSS_RULES, SEPARATE, updates_of_a_batch
+from keytoken.loss_rules import LOSS_RULES, SEPARATE
 from keytoken.schema import KeyTokenConfig, unknown_name
 
 SYNC = "keytoken_sync"
@@ -191,44 +192,6 @@ def _advantage(config: DictConfig, keytoken: KeyTokenConfig) -> None:
         )
 
 
-def _mini_batch(config: DictConfig, keytoken: KeyTokenConfig) -> None:
-    actor, data = config.actor_rollout_ref.actor, config.data
-    steps = updates_of_a_batch(config)
-    if actor.ppo_mini_batch_size * steps != data.train_batch_size:
-        raise ConfigurationError(
-            f"actor_rollout_ref.actor.ppo_mini_batch_size={actor.ppo_mini_batch_size} must be the prompts "
-            f"of one update, data.train_batch_size={data.train_batch_size} over {steps}: the loss divides "
-            "by counts of the whole mini-batch. Set one of them, such as "
-            f"data.train_batch_size={actor.ppo_mini_batch_size * steps}."
-        )
-
-
-def _micro_batches(config: DictConfig, keytoken: KeyTokenConfig) -> None:
-    actor = config.actor_rollout_ref.actor
-    rows = actor.ppo_mini_batch_size * config.actor_rollout_ref.rollout.n
-    ranks = config.trainer.nnodes * config.trainer.n_gpus_per_node // actor.ulysses_sequence_parallel_size
-    if ranks < 1 or rows % ranks:
-        raise ConfigurationError(
-            f"{rows} answers of an update do not divide over {ranks} actor ranks. Change "
-            "data.train_batch_size, actor_rollout_ref.rollout.n or trainer.n_gpus_per_node."
-        )
-    if actor.use_dynamic_bsz:
-        longest = config.data.max_prompt_length + config.data.max_response_length
-        room = actor.ppo_max_token_len_per_gpu * actor.ulysses_sequence_parallel_size
-        if room < longest:
-            raise ConfigurationError(
-                f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={actor.ppo_max_token_len_per_gpu} has "
-                f"no room for one answer of data.max_prompt_length + data.max_response_length = {longest} "
-                "tokens; raise it."
-            )
-    elif actor.ppo_micro_batch_size_per_gpu is None or (rows // ranks) % actor.ppo_micro_batch_size_per_gpu:
-        raise ConfigurationError(
-            f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={actor.ppo_micro_batch_size_per_gpu} "
-            f"does not divide the {rows // ranks} answers of an actor rank. Change it, or set "
-            "actor_rollout_ref.actor.use_dynamic_bsz=true."
-        )
-
-
 def _rollout_correction(config: DictConfig, keytoken: KeyTokenConfig) -> None:
     correction = config.algorithm.get("rollout_correction") or {}
     reasons = {
@@ -342,40 +305,6 @@ def _reuse(config: DictConfig, keytoken: KeyTokenConfig) -> None:
         )
 
 
-def _attribution_rows(config: DictConfig, keytoken: KeyTokenConfig) -> None:
-    rows = config.actor_rollout_ref.actor.ppo_mini_batch_size * config.actor_rollout_ref.rollout.n
-    workers, in_pool = keytoken.attribution.num_workers, keytoken.attribution.placement == "pool"
-    if needs_passes(keytoken.method) and in_pool and rows % workers:
-        raise ConfigurationError(
-            f"keytoken.attribution.num_workers={workers} does not divide the {rows} answers of an update; "
-            "change it, or data.train_batch_size."
-        )
-
-
-def _whole_groups(config: DictConfig, keytoken: KeyTokenConfig) -> None:
-    """A method that compares the answers to a prompt: all of them on one rank, in one micro-batch."""
-    if "disagreement" not in measures_of(keytoken.method):
-        return
-    attribution, answers = keytoken.attribution, config.actor_rollout_ref.rollout.n
-    why = f"keytoken.method.name={keytoken.method.name} compares the answers to a prompt"
-    if attribution.micro_batch_size < answers:
-        raise ConfigurationError(
-            f"keytoken.attribution.micro_batch_size={attribution.micro_batch_size} has no room for the "
-            f"actor_rollout_ref.rollout.n={answers} answers to a prompt. {why}, so all of them must be in "
-            f"one forward pass; set it to a multiple of that number, such as {answers}."
-        )
-    key, ranks = "keytoken.attribution.num_workers", attribution.num_workers
-    if attribution.placement == "actor":
-        key = "trainer.nnodes x trainer.n_gpus_per_node"
-        ranks = config.trainer.nnodes * config.trainer.n_gpus_per_node
-    prompts = config.actor_rollout_ref.actor.ppo_mini_batch_size
-    if prompts % ranks:
-        raise ConfigurationError(
-            f"{key}={ranks} does not divide the {prompts} prompts of an update. {why}, so all of them must "
-            "be on one rank; change it, or data.train_batch_size."
-        )
-
-
 RULES: tuple[Callable[[DictConfig, KeyTokenConfig], None], ...] = (
     _method,
     _views,
@@ -383,15 +312,12 @@ RULES: tuple[Callable[[DictConfig, KeyTokenConfig], None], ...] = (
     _mode,
     _weight_transport,
     _advantage,
-    _mini_batch,
-    _micro_batches,
+    *BATCH_RULES,
     *LOSS_RULES,
     _rollout_correction,
     _rollout,
     _model,
     _kernels,
     _head,
-    _attribution_rows,
     _reuse,
-    _whole_groups,
 )
