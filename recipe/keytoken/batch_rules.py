@@ -54,7 +54,7 @@ def _micro_batches(config: DictConfig, keytoken: KeyTokenConfig) -> None:
 
 
 def _divides(config: DictConfig, key: str, rows: int) -> None:
-    """verl cuts a rank's answers into micro-batches of equal size, and stops in the first step if it cannot."""
+    """verl cuts a rank's answers into equal micro-batches, and stops in the first step if it cannot."""
     size = OmegaConf.select(config, key)
     if size is None or not 0 < size <= rows or rows % size:
         raise ConfigurationError(
