@@ -26,6 +26,8 @@ class Benchmark:
             ``<video>`` tag.
         score: The official rule; must end on any text, in time linear in its length.
         variants: Named departures from the official rule.
+        weights: Weights of the items, in their order, of which the official overall score is the weighted
+            mean (and the mean of a group that of its items); None where all items weigh the same.
     """
 
     name: str
@@ -37,3 +39,4 @@ class Benchmark:
     prompt: Callable[[Item], str]
     score: ScoreRule
     variants: Mapping[str, ScoreRule] = field(default_factory=dict)
+    weights: Callable[[Sequence[Item]], list[float]] | None = None
