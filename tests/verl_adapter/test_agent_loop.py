@@ -22,10 +22,10 @@ from keytoken.verl_adapter.agent_loop import (
     VideoAgentLoopWorker,
     answer_seed,
     cut_at_vision_token,
-    require_one_resize,
 )
 from keytoken.verl_adapter.compat import AgentLoopOutput
 from keytoken.verl_adapter.dataset import VideoDataset
+from keytoken.verl_adapter.prompts import require_one_resize
 from keytoken.verl_adapter.reward_manager import LengthAwareRewardManager
 
 CONTRACT = {"fps": 2.0, "min_frames": 4, "max_frames": 8, "min_pixels": 3136, "max_pixels": 3136}

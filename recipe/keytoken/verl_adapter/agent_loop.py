@@ -41,31 +41,17 @@ from keytoken.verl_adapter.compat import (
     register_agent_loop,
     simple_timer,
 )
+from keytoken.verl_adapter.prompts import PreparedPrompt, pack_prompt
 from keytoken.verl_adapter.shims.vision_tokens import vision_token_ids
 
 # Key in ``extra_fields``: vision tokens that the policy put into its answer, and that were cut off.
 ANSWER_VISION_TOKENS = "answer_vision_tokens"
 MAX_FAILED_PROMPTS = 3
 _SUPPORTED_PROCESSOR = "Qwen2_5_VLProcessor"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class PreparedPrompt:
-    """A prompt as the rollout engine and the trainer take it, made once for a group of answers.
-
-    Attributes:
-        token_ids: Prompt ids, one placeholder for each vision token.
-        images: Images for the engine, or None.
-        videos: (frames, metadata) pairs for the engine, or None.
-        features: The processor's pixel tensors and grids for the trainer; empty for a text prompt.
-        processor_kwargs: What the engine passes on to its own processor.
-    """
-
-    token_ids: list[int]
-    images: list[Any] | None
-    videos: list[Any] | None
-    features: dict[str, torch.Tensor]
-    processor_kwargs: dict[str, Any]
+# Takes the likeliest token. Said by ``top_k`` and not by a temperature of 0: vLLM's CPU sampler ignores every
+# seed of a batch in which one request has none, and a greedy request has none (vllm 0.27.1,
+# topk_topp_sampler.py, forward_cpu).
+GREEDY = {"temperature": 1.0, "top_p": 1.0, "top_k": 1}
 
 
 class VideoAgentLoopOutput(AgentLoopOutput):
@@ -153,18 +139,7 @@ class VideoAgentLoop(SingleTurnAgentLoop):
         token_ids = await self.ct_build_initial_tokens(
             messages, images=images, videos=videos, mm_inputs_out=features
         )
-        for name in ("attention_mask", "mm_token_type_ids"):
-            features.pop(name, None)
-        processor_kwargs = dict(self.mm_processor_kwargs)
-        if videos:
-            require_one_resize(videos, features["video_grid_thw"], self.processor.video_processor)
-            metadata = [video_metadata for _, video_metadata in videos]
-            processor_kwargs |= {"video_metadata": metadata, "do_sample_frames": False}
-        if "image_grid_thw" in features:
-            # verl's flops counter reads the lengths of the images' patch sequences.
-            grids = features["image_grid_thw"]
-            features["images_seqlens"] = torch.repeat_interleave(grids[:, 1] * grids[:, 2], grids[:, 0])
-        return PreparedPrompt(token_ids, images, videos, features, processor_kwargs)
+        return pack_prompt(token_ids, images, videos, features, self.processor, self.mm_processor_kwargs)
 
 
 class VideoAgentLoopWorker(AgentLoopWorkerTQ):
@@ -336,22 +311,6 @@ def cut_at_vision_token(
     return list(answer), [1] * len(answer)
 
 
-def require_one_resize(videos: Sequence[Any], grids: torch.Tensor, video_processor: Any) -> None:
-    """Check that the processor left the contract's frames at their size.
-
-    Raises:
-        ConfigurationError: names both sizes and the processor's bounds.
-    """
-    for (frames, _), grid in zip(videos, grids.tolist(), strict=True):
-        size = (grid[1] * video_processor.patch_size, grid[2] * video_processor.patch_size)
-        if size != tuple(frames.shape[-2:]):
-            raise ConfigurationError(
-                f"frames of {tuple(frames.shape[-2:])} pixels were resized to {size} by the processor, whose "
-                f"bounds are {dict(video_processor.size)}; choose min_pixels and max_pixels of the "
-                "sampling contract within them"
-            )
-
-
 async def _once(key: str, work: Coroutine[Any, Any, PreparedPrompt]) -> PreparedPrompt:
     """Await one shared task for all callers of the same key that overlap in time."""
     task = _PREPARING.get(key)
@@ -364,13 +323,8 @@ async def _once(key: str, work: Coroutine[Any, Any, PreparedPrompt]) -> Prepared
 
 
 def _decoding_of(row: dict[str, Any]) -> dict[str, Any]:
-    """Sampling parameters that a row asks for: ``extra_info.decoding: greedy`` takes the likeliest token.
-
-    Said by ``top_k`` and not by a temperature of 0: vLLM's CPU sampler ignores every seed of a batch in which
-    one request has none, and a greedy request has none (vllm 0.27.1, topk_topp_sampler.py, forward_cpu).
-    """
-    greedy = (row.get("extra_info") or {}).get("decoding") == "greedy"
-    return {"temperature": 1.0, "top_p": 1.0, "top_k": 1} if greedy else {}
+    """Sampling parameters that a row asks for by ``extra_info.decoding: greedy``."""
+    return dict(GREEDY) if (row.get("extra_info") or {}).get("decoding") == "greedy" else {}
 
 
 def _grids(features: dict[str, Any], name: str) -> list[tuple[int, int, int]]:
