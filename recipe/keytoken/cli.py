@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from keytoken.data.cli import add_data
 from keytoken.errors import KeyTokenError
 
 
@@ -56,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--steps", type=int, default=6, help="training steps of each run (default: 6)")
     bench.set_defaults(run=_bench)
     _add_sweep(commands)
+    add_data(commands, say=print)
     explain = commands.add_parser(
         "explain",
         help="say in words and numbers what a method does",
