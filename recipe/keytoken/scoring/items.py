@@ -41,6 +41,7 @@ class Item:
         kind: What is asked for; decides the instruction of a prompt.
         options: Texts of the options without letters, in the order A, B, ...; empty if there are none.
         video: Path below the media root, or an id; None for a question without a video.
+        span: From and to in seconds, if the question is about a part of the video; None for all of it.
         images: Paths below the media root.
         task: Part of the benchmark with a rule of its own, such as "multi-choice" or "Perception".
         categories: What the tables group by, such as {"type": "SR"}.
@@ -53,6 +54,7 @@ class Item:
     kind: Kind
     options: tuple[str, ...] = ()
     video: str | None = None
+    span: tuple[float, float] | None = None
     images: tuple[str, ...] = ()
     task: str = ""
     categories: Mapping[str, str] = field(default_factory=dict)

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,17 @@ def texts(row: Row, place: str, *names: str) -> tuple[str, ...]:
     if not isinstance(value, (list, tuple)) or len(value) < 2 or not all(isinstance(v, str) for v in value):
         raise DataError(f"{place}: {names[0]} is {value!r}; it must be a list of two or more texts.")
     return tuple(value)
+
+
+def letters_off(options: Sequence[str]) -> tuple[str, ...]:
+    """Options without their letters, if every one begins with its own: "A. red" or "B) red" becomes "red"."""
+    bare = []
+    for index, option in enumerate(options):
+        head, rest = option.strip()[:2], option.strip()[2:].strip()
+        if head not in (f"{chr(ord('A') + index)}.", f"{chr(ord('A') + index)})") or not rest:
+            return tuple(options)
+        bare.append(rest)
+    return tuple(bare)
 
 
 def require_unique(ids: Iterator[tuple[str, str]]) -> None:
