@@ -59,7 +59,8 @@ BROKEN: dict[str, list[tuple[dict[str, Any], list[str]]]] = {
     ],
     "_sampling": [
         ({"keytoken.sampling.max_frame": 8}, ["keytoken.sampling.max_frame", "mean 'max_frames'?"]),
-        ({"keytoken.sampling.fps": "two"}, ["keytoken.sampling.fps is 'two'", "number"]),
+        ({"keytoken.sampling.fps": "two"}, ["fps is 'two'", "positive number"]),
+        ({"keytoken.sampling.decoder": "ffmpeg"}, ["decoder 'ffmpeg'", "torchcodec", "pyav"]),
     ],
     "_mode": [
         ({"trainer.v1.trainer_mode": "sync"}, ["trainer.v1.trainer_mode is 'sync'", "keytoken_separate"]),

@@ -125,13 +125,7 @@ def _views(config: DictConfig, keytoken: KeyTokenConfig) -> None:
 
 
 def _sampling(config: DictConfig, keytoken: KeyTokenConfig) -> None:
-    known = SamplingContract.__dataclass_fields__
-    for key, value in keytoken.sampling.items():
-        if key not in known:
-            raise ConfigurationError(unknown_name(f"key keytoken.sampling.{key}", key, known, "keys"))
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            raise ConfigurationError(f"keytoken.sampling.{key} is {value!r}; give it a number.")
-    SamplingContract(**keytoken.sampling)
+    SamplingContract.from_mapping(keytoken.sampling, where="keytoken.sampling")
 
 
 def _mode(config: DictConfig, keytoken: KeyTokenConfig) -> None:

@@ -46,7 +46,7 @@ method.selection.temporal_ratio method.selection.visual_ratio
 method.view.blackened.p method.view.blackened.per method.view.blackened.size
 method.view.temporal method.view.visual
 run_dir
-sampling.fps sampling.max_frames sampling.max_pixels sampling.min_frames sampling.min_pixels
+sampling.decoder sampling.fps sampling.max_frames sampling.max_pixels sampling.min_frames sampling.min_pixels
 seed
 """
 

@@ -1,19 +1,73 @@
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from keytoken.data.contract import SamplingContract, resized_shape, select_frames
+from keytoken.data.contract import SamplingContract, preset_names, resized_shape, select_frames
+from keytoken.demo.tokenizer import DEMO_CONTRACT
 from keytoken.errors import ConfigurationError, DataError
 
 
-def test_digest_is_stable_and_sees_every_field() -> None:
+def changed(contract: SamplingContract, name: str) -> SamplingContract:
+    """The contract with another value of one field."""
+    value = getattr(contract, name)
+    return dataclasses.replace(contract, **{name: "pyav" if name == "decoder" else value * 2})
+
+
+FIELDS = [field.name for field in dataclasses.fields(SamplingContract)]
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_is_in_the_digest_and_in_the_words_of_a_difference(name: str) -> None:
     contract = SamplingContract()
-    assert contract.digest() == SamplingContract(fps=2).digest()
-    for field in dataclasses.fields(contract):
-        changed = dataclasses.replace(contract, **{field.name: getattr(contract, field.name) * 2})
-        assert changed.digest() != contract.digest(), field.name
+    other = changed(contract, name)
+    assert contract.digest() == SamplingContract(fps=2).digest() != other.digest()
+    assert contract.differences(SamplingContract(fps=2)) == []
+    values = f"{getattr(contract, name)} in this run and {getattr(other, name)} in the checkpoint"
+    assert contract.differences(other, "in this run", "in the checkpoint") == [f"{name} is {values}"]
+
+
+def test_a_contract_comes_back_from_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "sampling_contract.json"
+    contract = SamplingContract(fps=0.1, max_frames=7, decoder="pyav")
+    contract.write(path)
+    assert SamplingContract.read(path) == contract
+    assert list(tmp_path.iterdir()) == [path]
+
+
+WRONG_FILES = {
+    "missing": (None, "FileNotFoundError"),
+    "cut short": ('{"digest": "0", "fie', "JSONDecodeError"),
+    "a list": ("[]", "TypeError"),
+    "not text": ("\udcff", "UnicodeDecodeError"),
+    "without fields": ('{"digest": "0"}', "fields"),
+    "unknown field": ('{"digest": "0", "fields": {"frames": 3}}', "frames"),
+    "changed by hand": ('{"digest": "0", "fields": {"fps": 3.0}}', "digest"),
+}
+
+
+@pytest.mark.parametrize(("text", "named"), WRONG_FILES.values(), ids=WRONG_FILES)
+def test_files_that_are_no_contract_are_named(tmp_path: Path, text: str | None, named: str) -> None:
+    path = tmp_path / "sampling_contract.json"
+    if text is not None:
+        path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(DataError, match=rf"sampling_contract\.json.*{named}"):
+        SamplingContract.read(path)
+
+
+def test_presets_are_the_options_of_the_group() -> None:
+    """Values typed from the published scripts and papers, and from the demo's world."""
+    assert preset_names() == ["demo", "eval_64f", "video_r1_16f"]
+    training = SamplingContract.preset("video_r1_16f")
+    assert (training.fps, training.min_frames, training.max_frames) == (2.0, 4, 16)
+    assert (training.min_pixels, training.max_pixels) == (128 * 28 * 28, int(1.05 * 128 * 28 * 28))
+    evaluation = SamplingContract.preset("eval_64f")
+    assert (evaluation.max_frames, evaluation.max_pixels) == (64, 256 * 28 * 28)
+    assert SamplingContract.preset("demo") == DEMO_CONTRACT
+    with pytest.raises(ConfigurationError, match=r"sampling=eval_32f.*mean 'eval_64f'"):
+        SamplingContract.preset("eval_32f")
 
 
 @pytest.mark.parametrize(
@@ -24,6 +78,10 @@ def test_digest_is_stable_and_sees_every_field() -> None:
         ({"min_frames": 8, "max_frames": 4}, "min_frames"),
         ({"min_pixels": 10, "max_pixels": 5}, "min_pixels"),
         ({"min_frames": 1, "max_frames": 1}, "max_frames"),
+        ({"max_frames": 16.5}, "max_frames is 16.5.*whole number"),
+        ({"max_frames": True}, "max_frames is True"),
+        ({"fps": "2"}, "fps is '2'.*number"),
+        ({"decoder": "decrod"}, "decoder 'decrod'.*mean 'decord'"),
     ],
 )
 def test_contracts_that_cannot_work_are_refused(changes: dict, named: str) -> None:

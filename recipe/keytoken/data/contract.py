@@ -1,22 +1,33 @@
 """The sampling contract: how a clip becomes frames, written once and hashed.
 
-Loader, rollout, trainer and evaluation read clips through the same contract, and its digest is saved
-with checkpoints: log-probs from different engines can be compared only if both saw the same frames.
+Loader, rollout, trainer and evaluation read clips through the same contract, and it is saved with runs and
+checkpoints: log-probs from different engines can be compared only if both saw the same frames.
 """
 
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any
 
+import yaml
+
+from keytoken.block import unknown_name
 from keytoken.errors import ConfigurationError, DataError
+
+DECODERS = ("auto", "torchcodec", "decord", "pyav")
+PRESETS = "sampling"  # the folder of the package keytoken_configs with the named contracts
 
 _MAX_ASPECT_RATIO = 200  # Qwen2-VL refuses frames longer than this many times their width
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingContract:
-    """How many frames of a clip are taken and at which size.
+    """How many frames of a clip are taken, at which size, and who decodes them.
 
     Example: a clip of 10 s at 30 fps under ``fps=2, min_frames=4, max_frames=16`` gives 16 of its 300
     frames (20 wanted, 16 allowed), spread evenly from the first to the last.
@@ -30,6 +41,7 @@ class SamplingContract:
         patch_size: Edge of a vision patch in pixels.
         merge_size: Patches merged along each spatial axis into one vision token.
         temporal_patch_size: Frames merged into one patch; every frame count is a multiple of it.
+        decoder: ``auto``, or the only one of :mod:`keytoken.data.decoders` that may read a video file.
     """
 
     fps: float = 2.0
@@ -40,11 +52,16 @@ class SamplingContract:
     patch_size: int = 14
     merge_size: int = 2
     temporal_patch_size: int = 2
+    decoder: str = "auto"
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if not (math.isfinite(value) and value > 0):
-                raise ConfigurationError(f"sampling contract: {name} is {value}; it must be positive")
+        for field in fields(self):
+            if field.type is not str:
+                _check_number(field.name, getattr(self, field.name), whole=field.type is int)
+        if self.decoder not in DECODERS:
+            raise ConfigurationError(
+                unknown_name(f"decoder {self.decoder!r}", str(self.decoder), DECODERS, "decoders")
+            )
         if self.max_frames < self.temporal_patch_size:
             raise ConfigurationError(
                 f"sampling contract: max_frames {self.max_frames} is below temporal_patch_size "
@@ -56,10 +73,95 @@ class SamplingContract:
                     f"sampling contract: {low} {getattr(self, low)} exceeds {high} {getattr(self, high)}"
                 )
 
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any], where: str = "sampling contract") -> "SamplingContract":
+        """Build a contract from a plain mapping; fields that are left out have their defaults.
+
+        Args:
+            mapping: Fields and values.
+            where: What the mapping is, for messages only.
+
+        Raises:
+            ConfigurationError: for an unknown field or a value that cannot be.
+        """
+        known = [field.name for field in fields(cls)]
+        for key in mapping:
+            if key not in known:
+                raise ConfigurationError(unknown_name(f"key {where}.{key}", str(key), known, "keys"))
+        return cls(**mapping)
+
+    @classmethod
+    def preset(cls, name: str) -> "SamplingContract":
+        """A contract by its name in the configuration group ``sampling``, such as ``eval_64f``.
+
+        Raises:
+            ConfigurationError: there is no preset of this name.
+        """
+        if name not in preset_names():
+            raise ConfigurationError(unknown_name(f"preset sampling={name}", name, preset_names(), "presets"))
+        text = _preset_folder().joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+        return cls.from_mapping(yaml.safe_load(text), where=f"{PRESETS}/{name}.yaml")
+
     def digest(self) -> str:
         """Hex digest of all fields; equal contracts have equal digests on every machine."""
-        fields = {name: float(value) for name, value in asdict(self).items()}
-        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+        plain = {n: value if isinstance(value, str) else float(value) for n, value in asdict(self).items()}
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+    def differences(self, other: "SamplingContract", own: str = "here", others: str = "there") -> list[str]:
+        """What distinguishes two contracts, one sentence for each field; empty for equal ones.
+
+        Args:
+            other: The contract to compare with.
+            own: Where this contract holds, such as "in this run".
+            others: Where the other one holds.
+        """
+        pairs = zip(asdict(self).items(), asdict(other).values(), strict=True)
+        return [f"{name} is {one} {own} and {two} {others}" for (name, one), two in pairs if one != two]
+
+    def write(self, path: Path) -> None:
+        """Save as JSON: fields and digest. The file appears under its name only when it is complete."""
+        content = {"digest": self.digest(), "fields": asdict(self)}
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        partial.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> "SamplingContract":
+        """Load what :meth:`write` saved.
+
+        Raises:
+            DataError: the file is no such file, or its digest is not that of its fields.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            contract, digest = cls.from_mapping(content["fields"], where=str(path)), content["digest"]
+        except (OSError, ValueError, KeyError, TypeError) as problem:
+            raise DataError(
+                f"{path}: no sampling contract ({type(problem).__name__}: {problem}); "
+                "it was changed or cut short, restore it or start from another checkpoint"
+            ) from problem
+        if digest != contract.digest():
+            raise DataError(
+                f"{path}: the digest {digest} is not that of its fields, {contract.digest()}; it was changed "
+                "by hand or written by another version of KeyToken. Restore it"
+            )
+        return contract
+
+
+def preset_names() -> list[str]:
+    """Names of the contracts in the configuration group ``sampling``."""
+    return sorted(file.name[:-5] for file in _preset_folder().iterdir() if file.name.endswith(".yaml"))
+
+
+def _preset_folder() -> Any:
+    return resources.files("keytoken_configs").joinpath(PRESETS)
+
+
+def _check_number(name: str, value: Any, whole: bool) -> None:
+    kind = "whole number" if whole else "number"
+    right = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not (right and math.isfinite(value) and value > 0):
+        raise ConfigurationError(f"sampling contract: {name} is {value!r}; it must be a positive {kind}")
 
 
 def select_frames(num_source_frames: int, source_fps: float, contract: SamplingContract) -> list[int]:

@@ -9,13 +9,17 @@ image that cannot be read, a prompt longer than the limit. Each is listed with i
 ``data.quarantine_file``; none is replaced.
 
 Own keys of the ``data`` block: ``sampling_contract`` (fields of :class:`SamplingContract`; the patch
-size comes from the processor) and ``quarantine_file``.
+size comes from the processor), ``quarantine_file`` and ``frame_cache``, a folder (:mod:`keytoken.data.cache`).
+Without a cache a clip is decoded when the dataset is opened and whenever its prompt is drawn; with one, once.
 """
 
+import asyncio
 import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,13 +29,17 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image
 
-from keytoken.data.clips import read_clip
+from keytoken.data.cache import CacheStatistics, Shape, clip_shape, frame_cache
+from keytoken.data.clips import Clip, read_clip
 from keytoken.data.contract import SamplingContract
 from keytoken.data.quarantine import Quarantined, scan_rows
 from keytoken.errors import ConfigurationError, DataError
 from keytoken.verl_adapter.compat import RLHFDataset
 
 logger = logging.getLogger(__name__)
+
+# Where clips read by the running task are counted; None: nobody asked.
+_COUNTER: ContextVar[CacheStatistics | None] = ContextVar("counter", default=None)
 
 Video = tuple[torch.Tensor, dict[str, Any]]  # uint8 frames [T, C, H, W] and their metadata
 
@@ -53,10 +61,12 @@ class VideoDataset(RLHFDataset):
         """
         contract = sampling_contract(self.config, self.image_patch_size)
         _require_contract(dataframe, self.video_key, contract)
-        readable, self.quarantined = scan_rows(dataframe, contract, video_key=self.video_key)
+        cache = self.config.get("frame_cache")
+        scan = scan_rows(dataframe, contract, video_key=self.video_key, cache=cache)
+        self.quarantined = scan.quarantined
         kept = []
-        for number in readable:
-            reason = self._reason_against(dataframe[number], contract)
+        for number in scan.kept:
+            reason = self._reason_against(dataframe[number], contract, scan.shapes)
             if reason is None:
                 kept.append(number)
             else:
@@ -83,8 +93,15 @@ class VideoDataset(RLHFDataset):
         """
         contract = sampling_contract(config, image_patch_size)
         images = [_load_image(item, contract) for item in _media_items(messages, "image")]
-        clips = [read_clip(_clip_path(item), contract) for item in _media_items(messages, "video")]
+        clips = [_read(_clip_path(item), contract, config) for item in _media_items(messages, "video")]
         return images or None, [(clip.frames, clip.metadata()) for clip in clips] or None, None
+
+    @classmethod
+    async def process_multi_modal_info(
+        cls, messages: list[dict[str, Any]], image_patch_size: int, config: DictConfig
+    ) -> tuple[list[Image.Image] | None, list[Video] | None, None]:
+        """The same in a thread of its own, which :func:`counting_reads` reaches and verl's does not."""
+        return await asyncio.to_thread(cls._process_multi_modal_info, messages, image_patch_size, config)
 
     @classmethod
     async def process_vision_info(
@@ -94,11 +111,13 @@ class VideoDataset(RLHFDataset):
         images, videos, _ = await cls.process_multi_modal_info(messages, image_patch_size, config)
         return images, videos
 
-    def _reason_against(self, row: dict[str, Any], contract: SamplingContract) -> str | None:
+    def _reason_against(
+        self, row: dict[str, Any], contract: SamplingContract, shapes: Mapping[str, Shape]
+    ) -> str | None:
         """Why a row with readable clips cannot be used all the same, or None."""
         messages = self._build_messages(row, key=self.prompt_key)
         try:
-            length = self._prompt_length(messages, contract)
+            length = self._prompt_length(messages, contract, shapes)
         except (OSError, DataError) as error:
             return f"{type(error).__name__}: {error}"
         if length > self.max_prompt_length:
@@ -108,8 +127,13 @@ class VideoDataset(RLHFDataset):
             )
         return None
 
-    def _prompt_length(self, messages: list[dict[str, Any]], contract: SamplingContract) -> int:
-        """Tokens of a prompt with its placeholders expanded, without running the processor on pixels."""
+    def _prompt_length(
+        self, messages: list[dict[str, Any]], contract: SamplingContract, shapes: Mapping[str, Shape]
+    ) -> int:
+        """Tokens of a prompt with its placeholders expanded, without running the processor on pixels.
+
+        Clips that the scan did not see, because they stand in the messages only, are decoded.
+        """
         renderer = self.tokenizer if self.processor is None else self.processor
         kwargs = {**self.apply_chat_template_kwargs, "tokenize": False, "add_generation_prompt": True}
         text = renderer.apply_chat_template(messages, **kwargs)
@@ -119,7 +143,9 @@ class VideoDataset(RLHFDataset):
             width, height = _load_image(item, contract).size
             length += (height // tile) * (width // tile) - 1
         for item in _media_items(messages, "video"):
-            frames, _, height, width = read_clip(_clip_path(item), contract).frames.shape
+            path = _clip_path(item)
+            shape = shapes.get(path) or clip_shape(path, contract, self.config.get("frame_cache"))
+            frames, _, height, width = shape
             length += frames // contract.temporal_patch_size * (height // tile) * (width // tile) - 1
         return length
 
@@ -152,12 +178,9 @@ def sampling_contract(config: Mapping[str, Any], image_patch_size: int) -> Sampl
             "data.sampling_contract is not set; point it at the run's sampling settings, "
             "such as data.sampling_contract=${keytoken.sampling}"
         )
-    try:
-        return SamplingContract(**{"patch_size": image_patch_size, **fields})
-    except TypeError as error:
-        raise ConfigurationError(
-            f"data.sampling_contract: {error}; use the fields of SamplingContract"
-        ) from error
+    return SamplingContract.from_mapping(
+        {"patch_size": image_patch_size, **fields}, where="data.sampling_contract"
+    )
 
 
 def _media_items(messages: list[dict[str, Any]], kind: str) -> Iterator[dict[str, Any]]:
@@ -171,6 +194,30 @@ def _clip_path(item: Mapping[str, Any]) -> str:
     if not isinstance(path, str):
         raise DataError(f"a video given as {type(path).__name__} is not supported; give the path of a file")
     return path.removeprefix("file://")
+
+
+def _read(path: str, contract: SamplingContract, config: Mapping[str, Any]) -> Clip:
+    root = config.get("frame_cache")
+    if root is None:
+        clip = read_clip(path, contract)
+        counts = CacheStatistics(decodes=1, decoded_bytes=clip.frames.nbytes)
+    else:
+        clip, counts = frame_cache(root).fetch(path, contract)
+    counter = _COUNTER.get()
+    if counter is not None:
+        counter.add(counts)
+    return clip
+
+
+@contextmanager
+def counting_reads() -> Iterator[CacheStatistics]:
+    """Count the clips that this task reads within the block."""
+    counts = CacheStatistics()
+    token = _COUNTER.set(counts)
+    try:
+        yield counts
+    finally:
+        _COUNTER.reset(token)
 
 
 def _load_image(item: Mapping[str, Any], contract: SamplingContract) -> Image.Image:
