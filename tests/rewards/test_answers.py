@@ -13,10 +13,9 @@ from keytoken.rewards.answers import (
     multiple_choice,
     numerical,
     ocr,
-    parse_number,
     regression,
 )
-from keytoken.rewards.extract import extract_answer
+from keytoken.rewards.extract import extract_answer, parse_number
 
 
 @pytest.mark.parametrize(

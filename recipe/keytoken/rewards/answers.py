@@ -8,27 +8,16 @@ because ROUGE-L and edit distance take time proportional to the product of both 
 """
 
 import functools
-import re
 from collections.abc import Callable
 
 from rapidfuzz.distance import Levenshtein
 from rouge_score.rouge_scorer import RougeScorer
 
 from keytoken.errors import DataError
+from keytoken.rewards.extract import parse_number
 
 MAX_CHARACTERS = 8192
-_MAX_NUMBER_CHARACTERS = 64
 _EPSILON = 1e-9  # of the published regression rule
-_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?")
-
-
-def parse_number(text: str) -> float | None:
-    """A decimal number with optional thousands commas, or None if the text is anything else."""
-    text = text.strip()
-    if len(text) > _MAX_NUMBER_CHARACTERS:
-        return None
-    text = text.replace(",", "")
-    return float(text) if _NUMBER.fullmatch(text) else None
 
 
 def multiple_choice(answer: str, reference: str) -> float:

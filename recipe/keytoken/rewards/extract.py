@@ -46,9 +46,9 @@ _LEADING = re.compile(r"[(\[]?([A-Z])(?:[)\].:]|[ \t]{0,8}\n)")
 _GAP = r"[\s:=*_`\"'$]{0,8}"
 _STATED = re.compile(
     rf"(?i:\banswers?\b){_GAP}(?i:(?:is|was|would\sbe|should\sbe|must\sbe)\b)?{_GAP}"
-    rf"(?i:(?:the\s)?(?:correct\s)?(?:option|choice)\b)?{_GAP}{_WRAPPER}{{0,4}}([A-Z])(?![\w'’])"
+    rf"(?i:(?:the\s)?(?:correct\s)?(?:option|choice)\b)?{_GAP}{_WRAPPER}{{0,4}}([A-Z])(?![\w'\u2019])"
 )
-_NAMED = re.compile(rf"(?i:\b(?:option|choice)\b){_GAP}{_WRAPPER}{{0,4}}([A-Z])(?![\w'’])")
+_NAMED = re.compile(rf"(?i:\b(?:option|choice)\b){_GAP}{_WRAPPER}{{0,4}}([A-Z])(?![\w'\u2019])")
 _BOX = "\\boxed{"
 
 
