@@ -27,7 +27,7 @@ LAYERS = (
     ("data",),
     ("scoring",),
     ("attribution", "losses", "rewards"),
-    ("schema", "loss_config", "view_config", "block", "fields", "checks", "errors"),
+    ("schema", "loss_config", "view_config", "block", "words", "fields", "checks", "errors"),
 )
 PURE = {*LAYERS[-2], *LAYERS[-1]}
 PURE_MAY_IMPORT = {"torch", "numpy", "keytoken", "keytoken_kernels"} | sys.stdlib_module_names

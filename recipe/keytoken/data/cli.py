@@ -1,6 +1,6 @@
 """The group ``keytoken data``: what is done with clips and datasets before a run.
 
-A verb is a subparser and a function from its words to an exit code (:mod:`keytoken.data.words` reads them).
+A verb is a subparser and a function from its words to an exit code (:mod:`keytoken.words` reads them).
 What a verb needs is imported inside that function, so that ``--help`` stays quick.
 """
 

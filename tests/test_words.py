@@ -7,8 +7,8 @@ from typing import Literal
 
 import pytest
 
-from keytoken.data.words import parse_words
 from keytoken.errors import ConfigurationError
+from keytoken.words import parse_words
 
 
 @dataclass(frozen=True, kw_only=True)
