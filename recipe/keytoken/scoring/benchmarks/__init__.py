@@ -6,9 +6,17 @@ says in its docstring which official script was read; one line below; and tests 
 
 from keytoken.block import unknown_name
 from keytoken.errors import ConfigurationError
+from keytoken.scoring.benchmarks import mvbench, videomme, vsibench
 from keytoken.scoring.benchmarks.base import Benchmark
 
-BENCHMARKS: dict[str, Benchmark] = {}
+BENCHMARKS: dict[str, Benchmark] = {
+    module.BENCHMARK.name: module.BENCHMARK
+    for module in (
+        videomme,
+        mvbench,
+        vsibench,
+    )
+}
 
 
 def get_benchmark(name: str) -> Benchmark:
