@@ -18,7 +18,7 @@ from keytoken.attribution.views.frames import step_seed
 from keytoken.errors import ConfigurationError, WeightSyncError
 from keytoken.schema import ViewConfig
 from keytoken.verl_adapter import batch as batches
-from keytoken.verl_adapter.agent_loop import ANSWER_VISION_TOKENS
+from keytoken.verl_adapter.agent_loop import ANSWER_VISION_TOKENS, CLIP_READS
 
 
 def ragged(rows: list[list[float]]) -> torch.Tensor:
@@ -55,7 +55,15 @@ def stored(monkeypatch: pytest.MonkeyPatch) -> TensorDict:
         batch_size=[4],
     )
     data["uid"] = NonTensorStack(*(NonTensorData(uid) for uid in ("b", "b", "a", "a")))
-    counts = [{ANSWER_VISION_TOKENS: number} for number in (0, 3, 0, 4)]
+    decoded, found = (
+        {"decodes": 1, "decoded_bytes": 500, "hits": 0},
+        {"decodes": 0, "decoded_bytes": 0, "hits": 2},
+    )
+    none = dict.fromkeys(decoded, 0)
+    counts = [
+        {ANSWER_VISION_TOKENS: number, CLIP_READS: reads}
+        for number, reads in ((0, decoded), (3, none), (0, found), (4, decoded))
+    ]
     data["extra_fields"] = NonTensorStack(*(NonTensorData(count) for count in counts))
 
     def read(_: KVBatchMeta, names: list[str]) -> TensorDict:
@@ -192,10 +200,14 @@ def test_metrics_of_a_batch() -> None:
     assert batches.batch_metrics(meta(KEYS), signals, data) == {
         "attribution/groups_without_advantage": 0.5,  # all rewards of prompt b were equal
         "attribution/answer_vision_tokens": 7.0,
+        "data/decodes": 2.0,
+        "data/decoded_bytes": 1000.0,
+        "data/cache_hits": 2.0,
         "attribution/static_clips": 1.0,  # one clip, two answers
     }
     padded = batches.batch_metrics(meta(KEYS, frozenset({3})), signals, data)
     assert padded["attribution/answer_vision_tokens"] == 3.0
+    assert padded["data/decodes"] == 1.0
 
 
 @pytest.mark.usefixtures("stored")

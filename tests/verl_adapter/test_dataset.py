@@ -128,7 +128,7 @@ def test_length_is_what_the_processor_makes(processor: Any, tmp_path: Path, clip
         inputs = build_multimodal_processor_inputs(
             processor, text=[prompt], images=images, videos=videos, mm_processor_kwargs=limits
         )
-        lengths.append(dataset._prompt_length(messages, sampling_contract(dataset.config, 14)))
+        lengths.append(dataset._prompt_length(messages, sampling_contract(dataset.config, 14), {}))
         assert lengths[-1] == inputs["input_ids"].shape[1]
     assert len(set(lengths)) == 4
 

@@ -5,9 +5,8 @@ Python, a child can be killed. Clips that pass are later decoded in-process. Row
 and listed with their reasons; no row is ever given another clip.
 """
 
+import functools
 import json
-import multiprocessing
-import multiprocessing.connection
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,12 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from keytoken.data.clips import read_clip
+from keytoken.data.cache import Shape, clip_shape
+from keytoken.data.child import ClipProcess
 from keytoken.data.contract import SamplingContract
 from keytoken.errors import ClipError, DataError
-
-_START_LIMIT_S = 120.0  # for the child's imports, on a loaded machine
-_START_METHOD = "spawn"  # a fork would copy the threads' locks of a training process
 
 
 @dataclass(frozen=True)
@@ -41,75 +38,19 @@ class Quarantined:
     reason: str
 
 
-class ClipProbe:
-    """Decodes clips in a child process that is killed when it takes too long. A context manager.
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What a scan found.
 
-    Args:
-        contract: The sampling contract.
-        limit_s: Seconds allowed for one clip.
+    Attributes:
+        kept: Numbers of the rows whose clips can all be read.
+        quarantined: The others, with their reasons.
+        shapes: T, C, H, W of the frames of each clip that can be read, by path.
     """
 
-    def __init__(self, contract: SamplingContract, limit_s: float) -> None:
-        self.contract = contract
-        self.limit_s = limit_s
-        self._process: Any = None
-        self._pipe: multiprocessing.connection.Connection[Any, Any] | None = None
-
-    def __enter__(self) -> "ClipProbe":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop()
-
-    def failure(self, path: str) -> str | None:
-        """Why a clip cannot be read, or None if it can."""
-        pipe = self._start()
-        pipe.send(path)
-        try:
-            if pipe.poll(self.limit_s):
-                answer: str | None = pipe.recv()
-                return answer
-        except EOFError:
-            self._stop()
-            return f"clip {path}: the decoder crashed; re-encode the clip or drop it from the dataset"
-        self._stop()
-        return f"clip {path}: not decoded within {self.limit_s:g} s; re-encode it or raise the limit"
-
-    def _start(self) -> "multiprocessing.connection.Connection[Any, Any]":
-        if self._pipe is None:
-            context: Any = multiprocessing.get_context(_START_METHOD)
-            self._pipe, child_end = context.Pipe()
-            self._process = context.Process(target=_serve, args=(child_end, self.contract), daemon=True)
-            self._process.start()
-            child_end.close()
-            if not self._pipe.poll(_START_LIMIT_S):
-                self._stop()
-                raise DataError(f"the clip decoder did not start within {_START_LIMIT_S:g} s")
-            self._pipe.recv()
-        return self._pipe
-
-    def _stop(self) -> None:
-        if self._pipe is not None:
-            self._pipe.close()
-            self._process.kill()
-            self._process.join()
-            self._pipe = self._process = None
-
-
-def _serve(pipe: "multiprocessing.connection.Connection[Any, Any]", contract: SamplingContract) -> None:
-    """The child: answers each path with None or a reason, until the parent hangs up."""
-    pipe.send("ready")
-    while True:
-        try:
-            path = pipe.recv()
-        except EOFError:
-            return
-        try:
-            read_clip(path, contract)
-        except ClipError as error:
-            pipe.send(str(error))
-        else:
-            pipe.send(None)
+    kept: list[int]
+    quarantined: list[Quarantined]
+    shapes: dict[str, Shape]
 
 
 def clip_paths(row: dict[str, Any], video_key: str = "videos") -> list[str]:
@@ -136,7 +77,8 @@ def scan_rows(
     *,
     video_key: str = "videos",
     limit_s: float = 60.0,
-) -> tuple[list[int], list[Quarantined]]:
+    cache: str | None = None,
+) -> Scan:
     """Try each clip of each row once.
 
     Args:
@@ -144,25 +86,34 @@ def scan_rows(
         contract: The sampling contract.
         video_key: Column with the clips.
         limit_s: Seconds allowed for one clip.
+        cache: Folder of a frame cache, which has all readable clips afterwards; None for none.
 
     Returns:
-        Numbers of the rows to keep, and the rows set aside.
+        What was found.
     """
-    known: dict[str, str | None] = {}
+    found: dict[str, Shape | ClipError] = {}
     kept: list[int] = []
     quarantined: list[Quarantined] = []
-    with ClipProbe(contract, limit_s) as probe:
+    with ClipProcess(functools.partial(clip_shape, contract=contract, root=cache), limit_s) as probe:
         for number, row in enumerate(tqdm(rows, desc="checking clips", unit="row", mininterval=1.0)):
             for path in clip_paths(row, video_key):
-                if path not in known:
-                    known[path] = probe.failure(path)
-                reason = known[path]
-                if reason is not None:
-                    quarantined.append(Quarantined(number, path, reason))
+                if path not in found:
+                    found[path] = _probe(probe, path)
+                outcome = found[path]
+                if isinstance(outcome, ClipError):
+                    quarantined.append(Quarantined(number, path, str(outcome)))
                     break
             else:
                 kept.append(number)
-    return kept, quarantined
+    shapes = {path: outcome for path, outcome in found.items() if not isinstance(outcome, ClipError)}
+    return Scan(kept, quarantined, shapes)
+
+
+def _probe(probe: ClipProcess[Shape], path: str) -> Shape | ClipError:
+    try:
+        return probe.run(path)
+    except ClipError as problem:
+        return problem
 
 
 def scan_parquet(
@@ -191,17 +142,17 @@ def scan_parquet(
         DataError: If no row is left.
     """
     table = pq.read_table(source)
-    kept, quarantined = scan_rows(table.to_pylist(), contract, video_key=video_key, limit_s=limit_s)
-    _write_lines(quarantine_file, quarantined)
-    if not kept:
+    scan = scan_rows(table.to_pylist(), contract, video_key=video_key, limit_s=limit_s)
+    _write_lines(quarantine_file, scan.quarantined)
+    if not scan.kept:
         raise DataError(
             f"{source}: none of its {table.num_rows} rows has a readable clip; "
             f"the reasons are in {quarantine_file}"
         )
     partial = kept_file.with_suffix(f".{os.getpid()}.partial")
-    pq.write_table(table.take(pa.array(kept)), partial)
+    pq.write_table(table.take(pa.array(scan.kept)), partial)
     partial.replace(kept_file)
-    return quarantined
+    return scan.quarantined
 
 
 def _write_lines(path: Path, quarantined: Sequence[Quarantined]) -> None:

@@ -41,11 +41,15 @@ from keytoken.verl_adapter.compat import (
     register_agent_loop,
     simple_timer,
 )
+from keytoken.verl_adapter.dataset import counting_reads
 from keytoken.verl_adapter.prompts import PreparedPrompt, pack_prompt
 from keytoken.verl_adapter.shims.vision_tokens import vision_token_ids
 
 # Key in ``extra_fields``: vision tokens that the policy put into its answer, and that were cut off.
 ANSWER_VISION_TOKENS = "answer_vision_tokens"
+# Key in ``extra_fields``: clips that were decoded or found in the frame cache for this answer, as a dict with
+# the fields of CacheStatistics. The answer that prepared its group's prompt has them, the others have zeros.
+CLIP_READS = "clip_reads"
 MAX_FAILED_PROMPTS = 3
 _SUPPORTED_PROCESSOR = "Qwen2_5_VLProcessor"
 # Takes the likeliest token. Said by ``top_k`` and not by a temperature of 0: vLLM's CPU sampler ignores every
@@ -75,14 +79,20 @@ class VideoAgentLoop(SingleTurnAgentLoop):
     async def run(self, sampling_params: dict[str, Any], priority: int = 0, **kwargs: Any) -> AgentLoopOutput:
         """Generate and package one answer; ``kwargs`` are the dataset's fields and verl's ids."""
         number = int(kwargs["session_id"])
-        prompt = await _once(str(kwargs["uid"]), self._prepare(list(kwargs["raw_prompt"])))
+        with (
+            counting_reads() as reads
+        ):  # inherited by the task that prepares the prompt, if this call starts it
+            prompt = await _once(str(kwargs["uid"]), self._prepare(list(kwargs["raw_prompt"])))
         answer = partial(self._answer, params=sampling_params, priority=int(priority), row=kwargs)
         shuffled = self._shuffle(prompt, kwargs)
         if shuffled is None:
-            return await answer(prompt, number)
-        # Numbers below 0 are those of shuffled answers: the seeds of the others stay what they are without.
-        result, beside = await asyncio.gather(answer(prompt, number), answer(shuffled, -1 - number))
-        result._shuffled = beside
+            result = await answer(prompt, number)
+        else:
+            # Numbers below 0 are those of shuffled answers: the seeds of the others are as they are without.
+            result, result._shuffled = await asyncio.gather(
+                answer(prompt, number), answer(shuffled, -1 - number)
+            )
+        result.extra_fields[CLIP_READS] = dataclasses.asdict(reads)
         return result
 
     def _shuffle(self, prompt: PreparedPrompt, row: dict[str, Any]) -> PreparedPrompt | None:

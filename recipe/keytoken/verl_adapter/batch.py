@@ -1,5 +1,7 @@
 """Between TransferQueue and the pure core: read the signals of a batch, write its token weights."""
 
+from collections import Counter
+
 import numpy as np
 import torch
 import transfer_queue as tq
@@ -13,7 +15,7 @@ from keytoken.attribution.views.frames import step_seed
 from keytoken.errors import ConfigurationError, WeightSyncError
 from keytoken.losses.policy import loss_totals
 from keytoken.schema import ViewConfig
-from keytoken.verl_adapter.agent_loop import ANSWER_VISION_TOKENS
+from keytoken.verl_adapter.agent_loop import ANSWER_VISION_TOKENS, CLIP_READS
 from keytoken.verl_adapter.compat import response_to_nested
 
 # What the attribution passes read; everything else stays in storage.
@@ -184,18 +186,25 @@ def batch_metrics(batch: KVBatchMeta, signals: Signals, data: TensorDict) -> dic
         ``attribution/groups_without_advantage``: share of prompts whose answers all have the advantage 0,
         because their rewards are equal. ``attribution/answer_vision_tokens``: vision tokens that the policy
         put into its answers and that were cut off. ``attribution/static_clips``: prompts whose videos show
-        one picture only and so have no temporal score.
+        one picture only and so have no temporal score. ``data/decodes`` and ``data/decoded_bytes``: clips
+        decoded for these answers, and the bytes of their frames. ``data/cache_hits``: clips that the frame
+        cache had.
     """
     real = [not tag.get("is_padding", False) for tag in batch.tags]
     advantages = data["advantages"].to_padded_tensor(0.0)
     groups = signals.group[real].unique()
     taught = signals.group[(advantages != 0).any(dim=1)].unique()
-    extra = [dict(getattr(value, "data", value)) for value in data["extra_fields"]]
+    stored = zip(data["extra_fields"], real, strict=True)
+    extra = [dict(getattr(value, "data", value)) for value, counts in stored if counts]
+    reads = Counter[str]()
+    for row in extra:
+        reads.update(row[CLIP_READS])
     metrics = {
         "attribution/groups_without_advantage": 1.0 - len(taught) / max(len(groups), 1),
-        "attribution/answer_vision_tokens": float(
-            sum(row[ANSWER_VISION_TOKENS] for row, counts in zip(extra, real, strict=True) if counts)
-        ),
+        "attribution/answer_vision_tokens": float(sum(row[ANSWER_VISION_TOKENS] for row in extra)),
+        "data/decodes": float(reads["decodes"]),
+        "data/decoded_bytes": float(reads["decoded_bytes"]),
+        "data/cache_hits": float(reads["hits"]),
     }
     if fields.STATIC_CLIP in data.keys():  # noqa: SIM118 - a TensorDict is no dict
         static = signals.group[data[fields.STATIC_CLIP].bool()]

@@ -9,8 +9,9 @@ image that cannot be read, a prompt longer than the limit. Each is listed with i
 ``data.quarantine_file``; none is replaced.
 
 Own keys of the ``data`` block: ``sampling_contract`` (fields of :class:`SamplingContract`; the patch
-size comes from the processor), ``quarantine_file`` and ``frame_cache``, a folder (:mod:`keytoken.data.cache`).
-Without a cache a clip is decoded when the dataset is opened and whenever its prompt is drawn; with one, once.
+size comes from the processor), ``quarantine_file`` and ``frame_cache``, a folder
+(:mod:`keytoken.data.cache`). Without a cache a clip is decoded when the dataset is opened and whenever its
+prompt is drawn; with one, once.
 """
 
 import asyncio

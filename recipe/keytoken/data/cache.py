@@ -1,0 +1,220 @@
+"""The frame cache: each clip is decoded once for a sampling contract, whoever asks and from wherever.
+
+An entry is found by what the clip holds, not by where it lies (a hash of its bytes), and by the contract::
+
+    <root>/<contract digest>/<first two digits>/<content hash>.frames    see keytoken.data.frame_file
+    <root>/index/...                                                     see keytoken.data.fingerprint
+
+There are no locks. Two processes that miss the same entry both decode and both write it; the later rename
+wins, with the same bytes. An entry that is cut or has a broken header is removed, counted and decoded again.
+
+A cache is a convenience: if it cannot be written (disk full, quota, read-only), the decoded clip is used, the
+case is counted, and the first one is logged with its remedy.
+
+An entry's time of change is when it was last used, to the hour: the cache sets it itself, because file
+systems are often mounted without times of access. Pruning goes by it (:mod:`keytoken.data.cache_upkeep`).
+"""
+
+import contextlib
+import functools
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from keytoken.data.cache_upkeep import INDEX, SUFFIX, prune
+from keytoken.data.clips import Clip, read_clip
+from keytoken.data.contract import SamplingContract
+from keytoken.data.fingerprint import Fingerprints
+from keytoken.data.frame_file import BrokenEntryError, OtherVersionError, read_frames, write_frames
+from keytoken.errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+Read = Callable[[str, SamplingContract], Clip]
+Shape = tuple[int, int, int, int]  # T, C, H, W
+
+_STAMP_INTERVAL_S = 3600.0
+# With a limit, the size is taken again whenever this share of it was written since.
+_LIMIT_PARTS = 20
+
+
+@dataclass(slots=True)
+class CacheStatistics:
+    """What this process has read.
+
+    Attributes:
+        hits: Clips found in the cache.
+        misses: Clips not found, or found broken.
+        decodes: Clips decoded, misses or not cached at all.
+        decoded_bytes: Their frames, in bytes.
+        cached_bytes: The frames of the hits.
+        broken: Entries removed because they were cut or changed.
+        unstored: Clips decoded that could not be stored.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    decodes: int = 0
+    decoded_bytes: int = 0
+    cached_bytes: int = 0
+    broken: int = 0
+    unstored: int = 0
+
+    def add(self, other: "CacheStatistics") -> None:
+        """Count what another one counted."""
+        for name, value in asdict(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+
+class FrameCache:
+    """Clips by way of the cache.
+
+    Args:
+        root: The cache's folder, made when the first entry is written; may be shared by processes and, on a
+            common file system, by machines.
+        max_bytes: Entries beyond this are removed, least recently used first; None for no limit. Several
+            writers may exceed it by a twentieth each.
+        read: What decodes a clip that is not there.
+
+    Attributes:
+        statistics: What this object has read.
+
+    Raises:
+        ConfigurationError: ``root`` is a file.
+    """
+
+    def __init__(
+        self, root: str | os.PathLike[str], max_bytes: int | None = None, read: Read = read_clip
+    ) -> None:
+        self.root = Path(root).expanduser()
+        if self.root.exists() and not self.root.is_dir():
+            raise ConfigurationError(f"frame cache {self.root}: is a file; name a folder")
+        self.max_bytes = max_bytes
+        self.statistics = CacheStatistics()
+        self._read = read
+        self._fingerprints = Fingerprints(self.root / INDEX)
+        self._lock = threading.Lock()
+        self._unmeasured_bytes = max_bytes or 0  # written since the size was taken; at first, anything
+        self._warned = False
+
+    def read_through(self, path: str, contract: SamplingContract) -> Clip:
+        """A clip, from the cache or decoded and stored.
+
+        Args:
+            path: The clip.
+            contract: The sampling contract.
+
+        Returns:
+            What :func:`keytoken.data.clips.read_clip` returns, tensor by tensor. Frames from the cache are
+            mapped; writing into them changes a private copy.
+
+        Raises:
+            ClipError: The clip cannot be read. A cache that cannot be written raises nothing.
+        """
+        return self.fetch(path, contract)[0]
+
+    def fetch(self, path: str, contract: SamplingContract) -> tuple[Clip, CacheStatistics]:
+        """As :meth:`read_through`, with the counts of this one clip."""
+        counts = CacheStatistics()
+        entry = self.entry(path, contract)
+        clip = None if entry is None else self._load(entry, path, counts)
+        if clip is None:
+            clip = self._decode(path, contract, counts)
+            # A file that changed meanwhile would be stored under the name of what it was.
+            if entry is not None and entry == self.entry(path, contract):
+                try:
+                    self.store(entry, clip, contract)
+                except OSError as problem:
+                    counts.unstored += 1
+                    self._warn(problem)
+        with self._lock:
+            self.statistics.add(counts)
+        return clip, counts
+
+    def entry(self, path: str, contract: SamplingContract) -> Path | None:
+        """Where a clip's entry is or would be; None for what cannot be hashed, which reading will explain."""
+        try:
+            content = self._fingerprints.of(Path(path))
+        except OSError:
+            return None
+        if content is None:
+            return None
+        return self.root / contract.digest() / content[:2] / f"{content}{SUFFIX}"
+
+    def store(self, entry: Path, clip: Clip, contract: SamplingContract) -> None:
+        """Write an entry and keep to the limit.
+
+        Raises:
+            OSError: The disk is full or cannot be written.
+        """
+        written = write_frames(entry, clip, contract)
+        if self.max_bytes is None:
+            return
+        with self._lock:
+            self._unmeasured_bytes += written
+            due = self._unmeasured_bytes > self.max_bytes // _LIMIT_PARTS
+            self._unmeasured_bytes = 0 if due else self._unmeasured_bytes
+        if due:
+            prune(self.root, max_bytes=self.max_bytes, check_headers=False)
+
+    def _load(self, entry: Path, path: str, counts: CacheStatistics) -> Clip | None:
+        try:
+            clip = read_frames(entry, path)
+        except (FileNotFoundError, OtherVersionError):
+            counts.misses += 1
+            return None
+        except BrokenEntryError as problem:
+            logger.warning("%s; removed, the clip is decoded again", problem)
+            counts.misses += 1
+            counts.broken += 1
+            with contextlib.suppress(OSError):
+                entry.unlink()
+            return None
+        except OSError as problem:
+            counts.misses += 1
+            self._warn(problem)
+            return None
+        counts.hits += 1
+        counts.cached_bytes += clip.frames.nbytes
+        _stamp(entry)
+        return clip
+
+    def _decode(self, path: str, contract: SamplingContract, counts: CacheStatistics) -> Clip:
+        clip = self._read(path, contract)
+        counts.decodes += 1
+        counts.decoded_bytes += clip.frames.nbytes
+        return clip
+
+    def _warn(self, problem: OSError) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "frame cache %s: %s. Clips are decoded without it, which costs time only. Free space "
+                "(keytoken data cache prune), or see to its permissions. Said once; later cases are counted.",
+                self.root,
+                problem,
+            )
+
+
+@functools.cache
+def frame_cache(root: str) -> FrameCache:
+    """The cache of a folder, one for this process."""
+    return FrameCache(root)
+
+
+def clip_shape(path: str, contract: SamplingContract, root: str | None) -> Shape:
+    """Shape of a clip's frames, which are read by way of the cache in ``root`` if there is one."""
+    read = read_clip if root is None else frame_cache(root).read_through
+    frames, channels, height, width = read(path, contract).frames.shape
+    return frames, channels, height, width
+
+
+def _stamp(entry: Path) -> None:
+    """Note that an entry was used; a cache that cannot be written keeps its old times."""
+    with contextlib.suppress(OSError):
+        if time.time() - entry.stat().st_mtime > _STAMP_INTERVAL_S:
+            os.utime(entry)

@@ -1,0 +1,105 @@
+"""Work on clips in a child process that can be killed.
+
+Native decoders cannot be interrupted from Python, and some files hang them or take their process down. That
+costs one clip then, and the next clip gets a new child.
+"""
+
+import multiprocessing
+import multiprocessing.connection
+import signal
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from keytoken.errors import ClipError, DataError, KeyTokenError
+
+_START_LIMIT_S = 120.0  # for the child's imports, on a loaded machine
+_START_METHOD = "spawn"  # a fork would copy the threads' locks of a training process
+
+AnswerT = TypeVar("AnswerT")
+
+
+class ClipProcess(Generic[AnswerT]):
+    """Calls a function on clips in a child process, under a time limit. A context manager.
+
+    The child starts with the first clip and serves all others until one of them kills it.
+
+    Args:
+        work: Function of a clip's path, importable in the child; its answer must survive pickling.
+        limit_s: Seconds allowed for one clip.
+    """
+
+    def __init__(self, work: Callable[[str], AnswerT], limit_s: float) -> None:
+        self.work = work
+        self.limit_s = limit_s
+        self._process: Any = None
+        self._pipe: multiprocessing.connection.Connection[Any, Any] | None = None
+
+    def __enter__(self) -> "ClipProcess[AnswerT]":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def run(self, path: str) -> AnswerT:
+        """What the function returns for a clip.
+
+        Raises:
+            ClipError: The child crashed, or the limit was exceeded.
+            KeyTokenError: What the function raised.
+        """
+        pipe = self._start()
+        try:
+            pipe.send(path)
+            answered = pipe.poll(self.limit_s)
+            answer: Any = pipe.recv() if answered else None
+        except (EOFError, BrokenPipeError, ConnectionResetError) as end:
+            self._stop()
+            raise ClipError(
+                f"clip {path}: the decoder crashed; re-encode the clip or drop it from the dataset"
+            ) from end
+        if not answered:
+            self._stop()
+            raise ClipError(
+                f"clip {path}: not decoded within {self.limit_s:g} s; re-encode it or raise the limit"
+            )
+        if isinstance(answer, KeyTokenError):
+            raise answer
+        result: AnswerT = answer
+        return result
+
+    def _start(self) -> "multiprocessing.connection.Connection[Any, Any]":
+        if self._pipe is None:
+            context: Any = multiprocessing.get_context(_START_METHOD)
+            self._pipe, child_end = context.Pipe()
+            self._process = context.Process(target=_serve, args=(child_end, self.work), daemon=True)
+            self._process.start()
+            child_end.close()
+            if not self._pipe.poll(_START_LIMIT_S):
+                self._stop()
+                raise DataError(f"the clip decoder did not start within {_START_LIMIT_S:g} s")
+            self._pipe.recv()
+        return self._pipe
+
+    def _stop(self) -> None:
+        if self._pipe is not None:
+            self._pipe.close()
+            self._process.kill()
+            self._process.join()
+            self._pipe = self._process = None
+
+
+def _serve(pipe: "multiprocessing.connection.Connection[Any, Any]", work: Callable[[str], Any]) -> None:
+    """The child: answers each path with a result or a user's error, until the parent hangs up."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # an interrupted parent ends it, with one message and not two
+    pipe.send("ready")
+    while True:
+        try:
+            path = pipe.recv()
+        except EOFError:
+            return
+        try:
+            pipe.send(work(path))
+        except KeyTokenError as error:
+            pipe.send(error)
