@@ -42,6 +42,28 @@ def read_rows(path: Path) -> list[Placed]:
     return rows
 
 
+def read_document(path: Path) -> Any:
+    """Read a file that is one JSON document, whatever it holds and whatever its suffix.
+
+    Raises:
+        DataError: If the file is missing, empty, cut, not UTF-8, not JSON or nested too deep. The message
+            names the file and the line.
+    """
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise DataError(f"{path} {what}; give the path of a JSON file.")
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as problem:
+        raise DataError(f"{path} is not UTF-8 (byte {problem.start}); convert it to UTF-8.") from problem
+    except json.JSONDecodeError as problem:
+        raise DataError(
+            f"{path}, line {problem.lineno}: not JSON ({problem.msg}); fetch it again."
+        ) from problem
+    except RecursionError as problem:
+        raise DataError(f"{path} is nested too deep to be read; fetch it again.") from problem
+
+
 def text(row: Row, place: str, *names: str) -> str:
     """The first of the named fields that the row has, as text; numbers become their shortest text.
 
@@ -105,12 +127,7 @@ def _first(row: Row, place: str, names: tuple[str, ...]) -> Any:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as problem:
-        raise DataError(
-            f"{path}, line {problem.lineno}: not JSON ({problem.msg}); fetch it again."
-        ) from problem
+    rows = read_document(path)
     if not isinstance(rows, list):
         raise DataError(f"{path} holds one {type(rows).__name__}; it must hold a list of objects.")
     for number, row in enumerate(rows):

@@ -6,15 +6,29 @@ says in its docstring which official script was read; one line below; and tests 
 
 from keytoken.block import unknown_name
 from keytoken.errors import ConfigurationError
-from keytoken.scoring.benchmarks import mvbench, videomme, vsibench
+from keytoken.scoring.benchmarks import (
+    demo,
+    mmvu,
+    mvbench,
+    tempcompass,
+    video_holmes,
+    videomme,
+    videommmu,
+    vsibench,
+)
 from keytoken.scoring.benchmarks.base import Benchmark
 
 BENCHMARKS: dict[str, Benchmark] = {
     module.BENCHMARK.name: module.BENCHMARK
     for module in (
+        video_holmes,
+        videommmu,
+        mmvu,
+        tempcompass,
         videomme,
         mvbench,
         vsibench,
+        demo,
     )
 }
 
