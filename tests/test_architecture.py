@@ -16,8 +16,8 @@ MAX_FUNCTION_LINES = 60
 
 # A part may import from itself and from lines further down; within the first and the last line anything goes.
 LAYERS = (
-    ("cli", "main", "bench", "compose", "golden", "explain", "progress", "study"),
-    ("evaluation", "lens"),
+    ("cli", "main", "bench", "compose", "golden", "explain", "progress", "study", "evaluation"),
+    ("lens",),
     ("verl_adapter",),
     ("workers",),
     ("demo",),

@@ -55,11 +55,15 @@ from verl.utils.import_utils import import_external_libs
 from verl.utils.metric import AggregationType, Metric
 from verl.utils.model import convert_weight_keys, extract_multi_modal_inputs
 from verl.utils.profiler import simple_timer
+from verl.utils.tokenizer import hf_processor, hf_tokenizer
+from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 from verl.workers.config import FSDPEngineConfig, HFModelConfig, TrainingWorkerConfig
 from verl.workers.engine.base import BaseEngine, EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 from verl.workers.rollout.replica import RolloutReplica
+from verl.workers.rollout.utils import get_vision_placeholder_token_ids
+from verl.workers.rollout.utils import qwen2_5_vl_dedup_image_tokens as one_placeholder_for_each_picture
 from verl.workers.utils.losses import ppo_loss
 from verl.workers.utils.padding import (
     build_attention_mask_from_nested,
@@ -121,11 +125,15 @@ __all__ = [
     "agg_loss",
     "build_attention_mask_from_nested",
     "convert_weight_keys",
+    "create_continuous_token_builder",
     "extract_multi_modal_inputs",
     "get_device_id",
     "get_device_name",
     "get_torch_device",
     "get_trainer_cls",
+    "get_vision_placeholder_token_ids",
+    "hf_processor",
+    "hf_tokenizer",
     "import_external_libs",
     "initialize_global_process_group_ray",
     "jagged",
@@ -136,6 +144,7 @@ __all__ = [
     "need_reference_policy",
     "no_padding_2_padding",
     "omega_conf_to_dataclass",
+    "one_placeholder_for_each_picture",
     "ppo_loss",
     "quiet_separate_async_logger",
     "register_adv_est",
