@@ -29,8 +29,14 @@ from keytoken.data.cache_upkeep import INDEX, SUFFIX, prune
 from keytoken.data.clips import Clip, read_clip
 from keytoken.data.contract import SamplingContract
 from keytoken.data.fingerprint import Fingerprints
-from keytoken.data.frame_file import BrokenEntryError, OtherVersionError, read_frames, write_frames
-from keytoken.errors import ConfigurationError
+from keytoken.data.frame_file import (
+    BrokenEntryError,
+    OtherVersionError,
+    read_frames,
+    read_header,
+    write_frames,
+)
+from keytoken.errors import ClipError, ConfigurationError, DataError
 
 logger = logging.getLogger(__name__)
 
@@ -135,6 +141,39 @@ class FrameCache:
             self.statistics.add(counts)
         return clip, counts
 
+    def add(self, path: str, contract: SamplingContract) -> int:
+        """Decode and store a clip that the cache does not have.
+
+        Returns:
+            Bytes written; 0 if it was there.
+
+        Raises:
+            ClipError: The clip cannot be read.
+            DataError: The cache cannot be written.
+        """
+        if self.has(path, contract):
+            return 0
+        entry = self.entry(path, contract)
+        clip = self._read(path, contract)
+        if entry is None or entry != self.entry(path, contract):
+            raise ClipError(f"clip {path}: is no file, or is being written; add it when it is complete")
+        try:
+            return self.store(entry, clip, contract)
+        except OSError as problem:
+            raise DataError(
+                f"frame cache {self.root}: {problem}; free space (keytoken data cache prune), see to its "
+                "permissions or name another folder; the same command then goes on with the rest"
+            ) from problem
+
+    def has(self, path: str, contract: SamplingContract) -> bool:
+        """Whether a clip would be a hit."""
+        entry = self.entry(path, contract)
+        with contextlib.suppress(OSError, BrokenEntryError, OtherVersionError):
+            if entry is not None:
+                read_header(entry)
+                return True
+        return False
+
     def entry(self, path: str, contract: SamplingContract) -> Path | None:
         """Where a clip's entry is or would be; None for what cannot be hashed, which reading will explain."""
         try:
@@ -145,21 +184,22 @@ class FrameCache:
             return None
         return self.root / contract.digest() / content[:2] / f"{content}{SUFFIX}"
 
-    def store(self, entry: Path, clip: Clip, contract: SamplingContract) -> None:
-        """Write an entry and keep to the limit.
+    def store(self, entry: Path, clip: Clip, contract: SamplingContract) -> int:
+        """Write an entry, keep to the limit, and return the bytes written.
 
         Raises:
             OSError: The disk is full or cannot be written.
         """
         written = write_frames(entry, clip, contract)
-        if self.max_bytes is None:
-            return
-        with self._lock:
-            self._unmeasured_bytes += written
-            due = self._unmeasured_bytes > self.max_bytes // _LIMIT_PARTS
-            self._unmeasured_bytes = 0 if due else self._unmeasured_bytes
+        due = False
+        if self.max_bytes is not None:
+            with self._lock:
+                self._unmeasured_bytes += written
+                due = self._unmeasured_bytes > self.max_bytes // _LIMIT_PARTS
+                self._unmeasured_bytes = 0 if due else self._unmeasured_bytes
         if due:
             prune(self.root, max_bytes=self.max_bytes, check_headers=False)
+        return written
 
     def _load(self, entry: Path, path: str, counts: CacheStatistics) -> Clip | None:
         try:
@@ -211,6 +251,11 @@ def clip_shape(path: str, contract: SamplingContract, root: str | None) -> Shape
     read = read_clip if root is None else frame_cache(root).read_through
     frames, channels, height, width = read(path, contract).frames.shape
     return frames, channels, height, width
+
+
+def add_clip(path: str, contract: SamplingContract, root: str) -> int:
+    """:meth:`FrameCache.add` for the cache of a folder."""
+    return frame_cache(root).add(path, contract)
 
 
 def _stamp(entry: Path) -> None:

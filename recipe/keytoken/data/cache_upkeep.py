@@ -79,7 +79,7 @@ def contract_fields(found: Iterable[Entry]) -> dict[str, Any] | None:
     return None
 
 
-def verify(root: Path, found: Iterable[Entry]) -> Iterator[tuple[Entry, str | None]]:
+def verify(found: Iterable[Entry]) -> Iterator[tuple[Entry, str | None]]:
     """Read entries in full and compare them with their checksums.
 
     Yields:
@@ -94,9 +94,18 @@ def verify(root: Path, found: Iterable[Entry]) -> Iterator[tuple[Entry, str | No
         except OtherVersionError as other:
             problem = f"{other}; it is ignored, and pruning removes it"
         except BrokenEntryError as broken:
-            entry.path.unlink(missing_ok=True)
-            problem = f"{broken}; removed"
+            problem = f"{broken}; {_remove(entry.path)}"
+        except OSError as unreadable:
+            problem = str(unreadable)
         yield entry, problem
+
+
+def _remove(path: Path) -> str:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as problem:
+        return f"it cannot be removed ({problem})"
+    return "removed"
 
 
 def prune(
@@ -122,6 +131,9 @@ def prune(
 
     Returns:
         What was removed, or would have been.
+
+    Raises:
+        OSError: An entry cannot be removed.
     """
     removed, rest, now = Removed(), [], time.time()
 
@@ -171,7 +183,7 @@ def _fault(entry: Entry) -> str | None:
         return "other version"
     except BrokenEntryError:
         return "broken"
-    except FileNotFoundError:  # removed meanwhile
+    except OSError:  # removed meanwhile, or not ours to read: then a reader says so
         return None
     return None
 

@@ -38,7 +38,7 @@ class ClipProcess(Generic[AnswerT]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop()
+        self.stop()
 
     def run(self, path: str) -> AnswerT:
         """What the function returns for a clip.
@@ -53,12 +53,12 @@ class ClipProcess(Generic[AnswerT]):
             answered = pipe.poll(self.limit_s)
             answer: Any = pipe.recv() if answered else None
         except (EOFError, BrokenPipeError, ConnectionResetError) as end:
-            self._stop()
+            self.stop()
             raise ClipError(
                 f"clip {path}: the decoder crashed; re-encode the clip or drop it from the dataset"
             ) from end
         if not answered:
-            self._stop()
+            self.stop()
             raise ClipError(
                 f"clip {path}: not decoded within {self.limit_s:g} s; re-encode it or raise the limit"
             )
@@ -66,6 +66,19 @@ class ClipProcess(Generic[AnswerT]):
             raise answer
         result: AnswerT = answer
         return result
+
+    def kill(self) -> None:
+        """End the child from another thread; the one that waits for it sees a crash."""
+        if (process := self._process) is not None:
+            process.kill()
+
+    def stop(self) -> None:
+        """End the child; the next clip starts another one."""
+        if self._pipe is not None:
+            self._pipe.close()
+            self._process.kill()
+            self._process.join()
+            self._pipe = self._process = None
 
     def _start(self) -> "multiprocessing.connection.Connection[Any, Any]":
         if self._pipe is None:
@@ -75,17 +88,10 @@ class ClipProcess(Generic[AnswerT]):
             self._process.start()
             child_end.close()
             if not self._pipe.poll(_START_LIMIT_S):
-                self._stop()
+                self.stop()
                 raise DataError(f"the clip decoder did not start within {_START_LIMIT_S:g} s")
             self._pipe.recv()
         return self._pipe
-
-    def _stop(self) -> None:
-        if self._pipe is not None:
-            self._pipe.close()
-            self._process.kill()
-            self._process.join()
-            self._pipe = self._process = None
 
 
 def _serve(pipe: "multiprocessing.connection.Connection[Any, Any]", work: Callable[[str], Any]) -> None:
