@@ -1,0 +1,60 @@
+"""The settings of ``keytoken data prepare``."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from keytoken.errors import ConfigurationError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareSettings:
+    """The words of ``keytoken data prepare``.
+
+    Attributes:
+        name: The converter, one word.
+        source: The file of questions; for a folder the one table in it.
+        out: Folder for the dataset; must not exist yet.
+        media_root: Folder that all media lie below; null for the folder of the source.
+        limit: Take the first rows only; null for all.
+        split: Name of the split and of the Parquet file.
+        against: Test sets, as BENCHMARK:FILE or as prepared Parquet files.
+        overlap: What happens to rows that a test set holds as well. "stop" leaves the choice to a person.
+        check: "headers" opens every file and reads its length, "decode" also reads its frames as training
+            would, "none" sees only that it exists.
+        sampling: Preset of the sampling contract that vision tokens are counted by.
+        style: How the questions are asked, see :func:`keytoken.scoring.prompts.render`.
+        checksums: "quick" hashes size and three parts of each file, "full" all of it.
+        encoding: Of the source.
+        jobs: Files inspected at a time; null for one a core, at most 8.
+        limit_s: Seconds allowed for one file.
+        overwrite: Replace a dataset that was prepared into ``out`` before.
+    """
+
+    name: tuple[str, ...]
+    source: str
+    out: str
+    media_root: str | None = None
+    limit: int | None = None
+    split: str = "train"
+    against: tuple[str, ...] = ()
+    overlap: Literal["stop", "drop", "keep"] = "stop"
+    check: Literal["headers", "decode", "none"] = "headers"
+    sampling: str = "video_r1_16f"
+    style: str = "reasoning"
+    checksums: Literal["quick", "full"] = "quick"
+    encoding: str = "utf-8"
+    jobs: int | None = None
+    limit_s: float = 60.0
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.name) != 1:
+            raise ConfigurationError(f"data prepare: name one converter, not {' and '.join(self.name)}")
+        for key in ("limit", "jobs", "limit_s"):
+            value = getattr(self, key)
+            if value is not None and value <= 0:
+                raise ConfigurationError(f"data prepare: {key} is {value}; give a number above 0")
+        if not self.split or set(self.split) & set("/\\\0"):
+            raise ConfigurationError(f"data prepare: split is {self.split!r}; it becomes a file name")
+        if self.check == "none" and self.checksums == "full":
+            raise ConfigurationError("data prepare: check=none opens no file; checksums=full needs headers")
