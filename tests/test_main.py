@@ -22,8 +22,14 @@ def _demo_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_paths_become_absolute_and_slots_are_counted(tmp_path: Path) -> None:
     config = load_config(
-        ["experiment=demo_cpu", "keytoken.run_dir=runs/a", "trainer.rollout_data_dir=rollouts"]
+        [
+            "experiment=demo_cpu",
+            "keytoken.run_dir=runs/a",
+            "trainer.rollout_data_dir=rollouts",
+            "data.frame_cache=frames",
+        ]
     )
+    assert config.data.frame_cache == str(tmp_path / "frames")
     assert config.keytoken.run_dir == str(tmp_path / "runs/a")
     assert config.data.quarantine_file == str(tmp_path / "runs/a/quarantine.jsonl")
     assert config.trainer.default_local_dir == str(tmp_path / "runs/a/checkpoints")

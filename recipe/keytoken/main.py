@@ -20,6 +20,7 @@ LOGICAL_CPUS_PER_SLOT = 16
 _PATHS = (
     "keytoken.run_dir",
     "data.quarantine_file",
+    "data.frame_cache",
     "trainer.default_local_dir",
     "trainer.validation_data_dir",
     "trainer.rollout_data_dir",
