@@ -1,15 +1,16 @@
-"""Reads clips: decord first, PyAV for what decord cannot read.
+"""Reads clips: video files, folders of frames, and images.
 
-decord carries an old FFmpeg without AV1, PyAV a recent one; where both read a file, their frames are
-the same. Which one read a clip is recorded in the result. A clip that neither can read raises
-:class:`ClipError` with both reasons; it is never replaced by another one.
+Who decodes a video file is said by the contract's ``decoder`` and recorded in the result; all decoders show
+the same frames (:mod:`keytoken.data.decoders`). A clip that cannot be read raises :class:`ClipError` with
+every decoder's reason; it is never replaced by another one, and never shown in part without a note.
 
-Decoding runs in the calling process. Native decoders cannot be interrupted from Python, so a file that
-might hang them is first tried in a child process: see :mod:`keytoken.data.quarantine`.
+Decoding runs in the calling process. Native decoders cannot be interrupted from Python;
+:func:`keytoken.data.timed.read_clip_within` decodes in a child process that can be killed.
 """
 
 import logging
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from keytoken.data.contract import SamplingContract, resized_shape, select_frames
-from keytoken.errors import ClipError, DataError
+from keytoken.data.contract import SamplingContract, resized_shape
+from keytoken.data.decoders import AUTO, DECODERS, Decoded, DecoderError, DecoderMissing, folder, image
+from keytoken.errors import ClipError, ConfigurationError, DataError
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +35,9 @@ class Clip:
         frame_indices: Number of each frame in the file, [T].
         fps: Average frame rate of the file.
         num_source_frames: Frames in the file.
-        decoder: "decord" or "pyav".
-        path: The file.
+        decoder: Who read it: a name of :data:`keytoken.data.decoders.DECODERS`, "folder" or "image".
+        path: The file or folder.
+        note: What is odd about the file, such as that it was cut short; mostly empty.
     """
 
     frames: torch.Tensor
@@ -44,6 +47,7 @@ class Clip:
     num_source_frames: int
     decoder: str
     path: str
+    note: str = ""
 
     @property
     def sampled_fps(self) -> float:
@@ -66,114 +70,90 @@ class Clip:
         }
 
 
-@dataclass(frozen=True)
-class _Decoded:
-    """What a decoder returns: uint8 RGB frames [T, H, W, C] and where they come from."""
-
-    frames: np.ndarray
-    timestamps_s: list[float]
-    indices: list[int]
-    fps: float
-    num_source_frames: int
-
-
 def read_clip(path: str | os.PathLike[str], contract: SamplingContract) -> Clip:
     """Read the frames of a clip that the contract selects, at the contract's size.
 
     Args:
-        path: A local video file.
+        path: A local video file, a folder of frames (:mod:`keytoken.data.decoders.folder`), or an image.
         contract: The sampling contract.
 
     Returns:
         The clip.
 
     Raises:
-        ClipError: If the file is missing, empty or cannot be decoded.
+        ClipError: The clip is missing, empty or damaged, or cannot be decoded.
+        ConfigurationError: The contract names a decoder that is not installed.
     """
     source = Path(path)
-    if not source.is_file():
-        raise ClipError(f"clip {source}: no such file; check the dataset's video paths")
-    if source.stat().st_size == 0:
-        raise ClipError(f"clip {source}: the file is empty; copy or download it again")
-    failures = []
-    for name, decode in _DECODERS.items():
-        try:
-            decoded = decode(source, contract)
-            break
-        except _decoder_errors(name) as error:
-            failures.append(f"{name}: {_last_line(error)}")
-            logger.debug("%s cannot read %s", name, source, exc_info=True)
-    else:
-        raise ClipError(
-            f"clip {source}: cannot be decoded ({'; '.join(failures)}); "
-            "re-encode it or drop it from the dataset"
-        )
+    try:
+        decoder, decoded = _decode(source, contract)
+        frames = _resize(decoded.frames, contract)
+    except ClipError:
+        raise
+    except DataError as problem:
+        raise ClipError(f"clip {source}: {problem}; repair it or drop it from the dataset") from problem
+    if decoded.note:
+        logger.info("clip %s: %s", source, decoded.note)
     return Clip(
-        frames=_resize(decoded.frames, contract),
+        frames=frames,
         timestamps_s=tuple(decoded.timestamps_s),
         frame_indices=tuple(decoded.indices),
         fps=decoded.fps,
         num_source_frames=decoded.num_source_frames,
-        decoder=name,
+        decoder=decoder,
         path=str(source),
+        note=decoded.note,
     )
 
 
-def _decode_decord(path: Path, contract: SamplingContract) -> _Decoded:
-    import decord
-
-    decord.logging.set_level(decord.logging.QUIET)
-    reader = decord.VideoReader(str(path), num_threads=1)
-    fps = float(reader.get_avg_fps())
-    indices = select_frames(len(reader), fps, contract)
-    frames = reader.get_batch(indices).asnumpy()
-    times = reader.get_frame_timestamp(range(len(reader)))[:, 0]
-    return _Decoded(frames, [float(times[i] - times[0]) for i in indices], indices, fps, len(reader))
-
-
-def _decode_pyav(path: Path, contract: SamplingContract) -> _Decoded:
-    """Decode twice: containers lie about their length, so the first pass counts the frames."""
-    import av
-
-    with av.open(str(path)) as container:
-        if not container.streams.video:
-            raise DataError("the file has no video stream")
-        rate = container.streams.video[0].average_rate
-        times = [frame.time or 0.0 for frame in container.decode(video=0)]
-    indices = select_frames(len(times), float(rate or 0), contract)
-    wanted, kept = set(indices), {}
-    with av.open(str(path)) as container:
-        for index, frame in enumerate(container.decode(video=0)):
-            if index in wanted:
-                # Phones store turned frames with a rotation tag; decord applies it, PyAV leaves it to us.
-                turns = round(frame.rotation / 90) % 4
-                kept[index] = np.rot90(frame.to_ndarray(format="rgb24"), turns)
-    frames = np.stack([kept[index] for index in indices])
-    seconds = [times[index] - times[0] for index in indices]
-    return _Decoded(frames, seconds, indices, float(rate or 0), len(times))
+def _decode(source: Path, contract: SamplingContract) -> tuple[str, Decoded]:
+    """Find out what a path is and have it read; returns who read it."""
+    status = _status(source)
+    try:
+        if stat.S_ISDIR(status.st_mode):
+            return "folder", folder.decode(source, contract)
+        if not stat.S_ISREG(status.st_mode):
+            raise DecoderError("not a file (a pipe, socket or device)")
+        if status.st_size == 0:
+            raise DecoderError("the file is empty; copy or download it again")
+        if source.suffix.lower() in image.SUFFIXES:
+            return "image", image.decode(source, contract)
+        return _decode_video(source, contract)
+    except OSError as problem:
+        raise DecoderError(f"cannot be read ({problem.strerror or problem})") from problem
 
 
-_DECODERS = {"decord": _decode_decord, "pyav": _decode_pyav}
+def _status(source: Path) -> os.stat_result:
+    try:
+        return source.stat()
+    except FileNotFoundError as problem:
+        raise ClipError(f"clip {source}: no such file; check the dataset's video paths") from problem
+    except (OSError, ValueError) as problem:  # a loop of links, a closed folder, a zero byte in the name
+        reason = getattr(problem, "strerror", None) or problem
+        raise ClipError(
+            f"clip {source}: cannot be found ({reason}); check the path and who may read it"
+        ) from problem
 
 
-def _decoder_errors(name: str) -> tuple[type[Exception], ...]:
-    """The exceptions by which a decoder says that it cannot read a file."""
-    if name == "decord":
-        from decord import DECORDError
-        from decord._ffi.base import DECORDLimitReachedError
-
-        # RuntimeError: what VideoReader raises for a file that it cannot even open.
-        return (DECORDError, DECORDLimitReachedError, RuntimeError, DataError)
-    import av
-
-    return (av.FFmpegError, DataError)
-
-
-def _last_line(error: Exception) -> str:
-    """The reason at the end of a decoder's stack dump, on one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reasons = [line for line in lines if not line.startswith(("[bt]", "Stack trace"))]
-    return (reasons or [type(error).__name__])[-1][:200]
+def _decode_video(source: Path, contract: SamplingContract) -> tuple[str, Decoded]:
+    names = AUTO if contract.decoder == "auto" else (contract.decoder,)
+    failures = []
+    for name in names:
+        try:
+            return name, DECODERS[name](source, contract)
+        except DecoderMissing as problem:
+            if len(names) == 1:
+                raise ConfigurationError(
+                    f"keytoken.sampling.decoder={name}: {problem}; install it, or set decoder=auto"
+                ) from problem
+            logger.debug("%s", problem)
+        except DataError as problem:
+            failures.append(f"{name}: {problem}")
+    remedy = "re-encode it or drop it from the dataset"
+    if contract.decoder != "auto":
+        others = [name for name in DECODERS if name != contract.decoder]
+        remedy = f"try keytoken.sampling.decoder=auto ({', '.join(others)} were not asked), or {remedy}"
+    raise ClipError(f"clip {source}: cannot be decoded ({'; '.join(failures)}); {remedy}")
 
 
 def _resize(frames: np.ndarray, contract: SamplingContract) -> torch.Tensor:

@@ -1,0 +1,76 @@
+"""PyAV: FFmpeg in its own wheel. It reads everything, and every frame says which one it is."""
+
+from bisect import bisect_right
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keytoken.data.contract import SamplingContract, select_frames
+from keytoken.data.decoders.base import Decoded, DecoderError
+from keytoken.data.decoders.index import ClipIndex, count_frames, decoded_frames, index_clip, open_video
+
+
+def decode(path: Path, contract: SamplingContract) -> Decoded:
+    """Decode the frames that a contract selects, starting from the keyframes before them.
+
+    Raises:
+        DecoderError: the file cannot be opened or is damaged.
+    """
+    index = index_clip(path)
+    numbers = select_frames(len(index.pts), index.fps, contract)
+    frames = _fetch(path, [index.pts[number] for number in numbers], index)
+    if frames is None:  # a listed frame does not come out: see which ones do
+        index = count_frames(path, index)
+        numbers = select_frames(len(index.pts), index.fps, contract)
+        frames = _fetch(path, [index.pts[number] for number in numbers], index)
+    if frames is None:
+        raise DecoderError("decoding the file twice gave different frames")
+    return Decoded(frames, numbers, index.seconds(numbers), index.fps, len(index.pts), index.note)
+
+
+def _fetch(path: Path, times: list[int], index: ClipIndex) -> np.ndarray | None:
+    """Frames [T, H, W, C] at presentation times, or None if one of them does not come out whole."""
+    wanted = sorted(set(times))
+    with open_video(path) as (container, stream):
+        found = _by_seeking(container, stream, wanted, index)
+    if len(found) < len(wanted) and index.keyframes:
+        # A keyframe need not be one from which everything can be decoded: now without any seek.
+        with open_video(path) as (container, stream):
+            found = _by_seeking(container, stream, wanted, replace(index, keyframes=()))
+    if len(found) < len(wanted):
+        return None
+    sizes = {frame.shape for frame in found.values()}
+    if len(sizes) > 1:
+        raise DecoderError(f"the size of the frames changes within the file: {sorted(sizes)}")
+    return np.stack([found[time] for time in times])
+
+
+def _by_seeking(container: Any, stream: Any, wanted: list[int], index: ClipIndex) -> dict[int, np.ndarray]:
+    """Wanted frames by time; a seek wherever a keyframe lies between the last frame and the next one wanted.
+
+    It ends at the first damage: what is decoded after it may refer to what is missing.
+    """
+    found: dict[int, np.ndarray] = {}
+    position = -1 if index.by_order else None  # of the last frame that came out
+    frames = decoded_frames(container, stream, index)
+    for goal in wanted:
+        at = bisect_right(index.keyframes, goal)
+        start = index.keyframes[at - 1] if at else None
+        if start is not None and (position is None or position < start):
+            container.seek(start, stream=stream, backward=True)
+            frames = decoded_frames(container, stream, index)
+        while position is None or position < goal:
+            time, frame, _ = next(frames, (None, None, ""))
+            if frame is None or time is None:
+                return found
+            position = time
+            if time == goal:
+                found[time] = _upright(frame)
+    return found
+
+
+def _upright(frame: Any) -> np.ndarray:
+    """RGB [H, W, C]; phones store turned frames with a rotation tag, which PyAV leaves to us."""
+    return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
