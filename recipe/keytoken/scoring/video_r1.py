@@ -53,7 +53,10 @@ def item_of(row: Row, place: str, benchmark: str) -> Item:
     if not answer or (options and answer not in tuple(letters)):
         raise DataError(f"{place}: the solution {solution!r} is none of the {len(options)} options.")
     video = below_root(text(row, place, "video", "path"))
-    named = {"subject": PurePosixPath(video).parent.name.replace("_", " ")}
+    named = {
+        "subject": PurePosixPath(video).parent.name.replace("_", " "),
+        "task": str(row.get("original_question_type", "")),
+    }
     return Item(
         benchmark=benchmark,
         item_id=text(row, place, "problem_id"),

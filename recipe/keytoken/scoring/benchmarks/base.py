@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from keytoken.scoring.items import Item, Verdict
 
@@ -28,6 +29,8 @@ class Benchmark:
         variants: Named departures from the official rule.
         weights: Weights of the items, in their order, of which the official overall score is the weighted
             mean (and the mean of a group that of its items); None where all items weigh the same.
+        item: One question that a file of predictions carries in Video-R1's form, from its object and its
+            place; None if there are no such files of this benchmark.
     """
 
     name: str
@@ -40,3 +43,4 @@ class Benchmark:
     score: ScoreRule
     variants: Mapping[str, ScoreRule] = field(default_factory=dict)
     weights: Callable[[Sequence[Item]], list[float]] | None = None
+    item: Callable[[Mapping[str, Any], str], Item] | None = None

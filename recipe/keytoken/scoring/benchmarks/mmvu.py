@@ -156,4 +156,5 @@ BENCHMARK = Benchmark(
     prompt=prompt,
     score=score,
     variants={"exact": score_exact},
+    item=item,
 )

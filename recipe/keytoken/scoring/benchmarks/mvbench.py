@@ -19,6 +19,7 @@ would be right whatever x is.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from keytoken.block import unknown_name
@@ -27,6 +28,7 @@ from keytoken.rewards.extract import final_text, has_answer
 from keytoken.scoring.benchmarks.base import Benchmark
 from keytoken.scoring.items import UNMATCHED, Item, Verdict
 from keytoken.scoring.rows import Row, read_rows, require_unique, text, texts
+from keytoken.scoring.video_r1 import item_of
 
 # Name of a task's file: the task's title and the folder of its videos. The order is that of the notebook.
 TASKS: dict[str, tuple[str, str]] = {
@@ -150,4 +152,5 @@ BENCHMARK = Benchmark(
     read=read,
     prompt=prompt,
     score=score,
+    item=partial(item_of, benchmark="mvbench"),
 )

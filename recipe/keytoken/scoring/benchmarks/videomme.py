@@ -29,6 +29,7 @@ from keytoken.rewards.extract import final_text, has_answer
 from keytoken.scoring.benchmarks.base import Benchmark
 from keytoken.scoring.items import UNMATCHED, Item, Verdict
 from keytoken.scoring.rows import Placed, Row, letters_off, read_rows, require_unique, text, texts
+from keytoken.scoring.video_r1 import item_of
 
 DURATIONS = ("short", "medium", "long")
 _CUT = (
@@ -186,6 +187,11 @@ def _item(row: Row, place: str) -> Item:
     )
 
 
+def _carried(row: Row, place: str) -> Item:
+    """A question in Video-R1's form; some of these files have the official fields as well."""
+    return _item(row, place) if "duration" in row else item_of(row, place, "videomme")
+
+
 BENCHMARK = Benchmark(
     name="videomme",
     title="Video-MME",
@@ -196,4 +202,5 @@ BENCHMARK = Benchmark(
     prompt=prompt,
     score=score,
     variants={"unmatched_wrong": score_all},
+    item=_carried,
 )
