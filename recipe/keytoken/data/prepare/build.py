@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from keytoken.data.contract import SamplingContract
-from keytoken.data.prepare import folder, get_converter
+from keytoken.data.prepare import get_converter
 from keytoken.data.prepare.converters import Converter
 from keytoken.data.prepare.duplicates import Located, sort_out
 from keytoken.data.prepare.headers import Header, Inspection, inspect_all, num_vision_tokens
@@ -20,7 +20,7 @@ from keytoken.data.prepare.overlap import find_overlaps, read_references
 from keytoken.data.prepare.rows import Entry
 from keytoken.data.prepare.samples import MediaKind, RowProblem, checked
 from keytoken.data.prepare.settings import PrepareSettings
-from keytoken.data.prepare.sources import columns_of, read_source
+from keytoken.data.prepare.sources import read_source, table_columns
 from keytoken.errors import DataError
 from keytoken.scoring.prompts import render
 
@@ -98,13 +98,14 @@ def _read_rows(
     source: Path, root: Path, converter: Converter, settings: PrepareSettings, ledger: Ledger
 ) -> list[Located]:
     """Read, check and locate; rows that fail go to the quarantine."""
-    try:
-        columns = columns_of(source, settings.encoding)
-        converter.check_columns(columns)
-    except DataError as error:
-        raise error if str(source) in str(error) else DataError(f"{source}: {error}") from error
-    if converter is folder.CONVERTER and folder.unused(columns):
-        ledger.notes[f"columns not used: {', '.join(folder.unused(columns))}"] = 0
+    columns = table_columns(source, settings.encoding)
+    if columns is not None:
+        try:
+            unused = converter.check_columns(columns)
+        except DataError as error:
+            raise DataError(f"{source}: {error}") from error
+        if unused:
+            ledger.notes[f"columns not used: {', '.join(unused)}"] = 0
     rows: list[Located] = []
     for row in tqdm(read_source(source, settings.encoding), "rows", unit="row", mininterval=1.0):
         if settings.limit is not None and ledger.num_read >= settings.limit:

@@ -19,7 +19,8 @@ class Converter:
         title: What a report calls it.
         source: Where the format was read.
         convert: From a row's values to a draft; raises RowProblem for a row that lacks something.
-        check_columns: Called once with the columns of a table; raises DataError if rows cannot work without.
+        check_columns: Called once with the columns of a table; returns those that are not used, raises
+            DataError if one is missing that rows cannot do without.
         unique_ids: Whether two rows with one id contradict each other. Published sets number their parts
             separately, so there a repeated id is only counted.
     """
@@ -28,7 +29,7 @@ class Converter:
     title: str
     source: str
     convert: Callable[[Values], Draft]
-    check_columns: Callable[[Sequence[str]], None] = lambda columns: None
+    check_columns: Callable[[Sequence[str]], list[str]] = lambda columns: []
     unique_ids: bool = True
 
 

@@ -12,7 +12,7 @@ counts what was inferred.
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from keytoken.data.prepare.converters import Converter, Values, answer_text, option_texts, optional_text
 from keytoken.data.prepare.samples import Draft, MediaKind, RowProblem
@@ -43,8 +43,8 @@ _TYPES = {
 }
 
 
-def check_columns(columns: Sequence[str]) -> None:
-    """Raise unless the columns are enough to make a question of a row.
+def check_columns(columns: Sequence[str]) -> list[str]:
+    """Columns that no field is read from, if the others are enough to make a question of a row.
 
     Raises:
         DataError: Says which are missing, which are there, and which two mean the same.
@@ -64,10 +64,6 @@ def check_columns(columns: Sequence[str]) -> None:
             f"the column{'s' if len(lacking) > 1 else ''} {', '.join(lacking)} cannot be found among "
             f"{', '.join(repr(column) for column in columns) or 'none'}; add or rename columns"
         )
-
-
-def unused(columns: Iterable[str]) -> list[str]:
-    """Columns that no field is read from."""
     return [column for column in columns if _field(column).startswith("?")]
 
 

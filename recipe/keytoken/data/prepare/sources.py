@@ -9,6 +9,7 @@ knows what it would have held.
 import csv
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -44,10 +45,26 @@ def read_source(path: Path, encoding: str = "utf-8") -> Iterator[SourceRow]:
     Raises:
         DataError: The file is missing, of another kind, in another encoding, or broken from some place on.
     """
-    reader = _READERS.get(path.suffix.lower())
+    with _opened(path, encoding) as file:
+        yield from _READERS[path.suffix.lower()](file, path)
+
+
+def table_columns(path: Path, encoding: str = "utf-8") -> list[str] | None:
+    """The column names of a CSV file; None for a file whose rows name their fields themselves.
+
+    Raises:
+        DataError: As :func:`read_source`.
+    """
+    with _opened(path, encoding) as file:
+        return _table(file, path)[0] if _READERS[path.suffix.lower()] is _csv else None
+
+
+@contextmanager
+def _opened(path: Path, encoding: str) -> Iterator[TextIO]:
+    """A source, open for reading; problems with its encoding become messages that name the line."""
     if not path.is_file():
         raise DataError(f"{path}: no such file; check source=")
-    if reader is None:
+    if path.suffix.lower() not in _READERS:
         raise DataError(
             f"{path}: the suffix {path.suffix!r} is not known; give a file of {', '.join(_READERS)}"
         )
@@ -61,17 +78,11 @@ def read_source(path: Path, encoding: str = "utf-8") -> Iterator[SourceRow]:
         # utf-8-sig also reads files without the mark that spreadsheets put first.
         name = "utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding
         with path.open(encoding=name, newline="") as file:
-            yield from reader(file, path)
+            yield file
     except UnicodeDecodeError as error:
         raise DataError(_encoding_problem(path, error)) from error
     except LookupError as error:
         raise DataError(f"encoding={encoding}: no such encoding; use utf-8, cp1252 or latin-1") from error
-
-
-def columns_of(path: Path, encoding: str = "utf-8") -> list[str]:
-    """The column names of a CSV file, or the keys of a JSON file's first row."""
-    first = next(read_source(path, encoding), None)
-    return list(first.values) if first else []
 
 
 def _json_list(file: TextIO, path: Path) -> Iterator[SourceRow]:
@@ -184,17 +195,11 @@ def _lines(file: TextIO, path: Path) -> Iterator[str]:
 
 
 def _csv(file: TextIO, path: Path) -> Iterator[SourceRow]:
-    """Rows of a table; the delimiter is the one that the header has most of."""
-    header = file.readline(MAX_ROW_CHARACTERS)
-    delimiter = max(_DELIMITERS, key=header.count)
-    file.seek(0)
+    names, delimiter = _table(file, path)
     reader = csv.reader(file, delimiter=delimiter, strict=True)
     line = 0
     try:
-        names = [name.strip() for name in next(reader)]
-        twice = {name for name in names if name and names.count(name) > 1}
-        if twice:
-            raise DataError(f"{path}, line 1: column {sorted(twice)[0]!r} stands there twice; rename one")
+        next(reader)
         number, line = 0, reader.line_num
         for cells in reader:
             place, line = f"line {line + 1}", reader.line_num
@@ -211,6 +216,22 @@ def _csv(file: TextIO, path: Path) -> Iterator[SourceRow]:
         raise DataError(
             f"{path}, from line {line + 1} on: {error}; a quote is probably not closed there"
         ) from error
+
+
+def _table(file: TextIO, path: Path) -> tuple[list[str], str]:
+    """Column names and delimiter of a table: the delimiter is the one that the header has most of."""
+    header = file.readline(MAX_ROW_CHARACTERS)
+    delimiter = max(_DELIMITERS, key=header.count)
+    file.seek(0)
+    try:
+        names = [name.strip() for name in next(csv.reader(file, delimiter=delimiter, strict=True), [])]
+    except csv.Error as error:
+        raise DataError(f"{path}, line 1: {error}; fix the column names") from error
+    file.seek(0)
+    twice = sorted({name for name in names if name and names.count(name) > 1})
+    if twice:
+        raise DataError(f"{path}, line 1: column {twice[0]!r} stands there twice; rename one")
+    return names, delimiter
 
 
 def _encoding_problem(path: Path, error: UnicodeDecodeError) -> str:
