@@ -102,7 +102,8 @@ class PredictionStore:
 
     def _require_same(self, found: dict[str, Any], header: dict[str, Any]) -> None:
         """Refuse to mix answers of two evaluations in one file."""
-        differences = _differences(found, header)
+        found, header = ({key: side[key] for key in side if key != "model"} for side in (found, header))
+        differences = _differences(found, header)  # the digest says which model, wherever it lies
         if differences:
             raise ConfigurationError(
                 f"{self.path} holds answers of another evaluation: {'; '.join(differences)}. Give out=FOLDER "

@@ -1,0 +1,104 @@
+"""Does it still answer? What a model's score owes to the picture, to the order of its frames, to neither.
+
+The same questions are asked with the video, with blank frames, with shuffled frames and with the text alone.
+Compared are questions that show something, each by the mean of its answers, each with itself.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from keytoken.scoring.compare import Difference, compare
+from keytoken.scoring.items import CONTROLS
+from keytoken.scoring.score import Row, Scores, item_scores, tables
+from keytoken.scoring.statistics import Estimate
+
+TITLES = {
+    "none": "with the video",
+    "blank": "blank frames",
+    "shuffled": "shuffled frames",
+    "text": "text alone",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ControlResult:
+    """The score under one control.
+
+    Attributes:
+        decoding: Kind of the answers.
+        control: What was done to the picture.
+        row: Score of the questions that show something.
+        difference: The score under the control minus that with the video, question by question; None for the
+            video itself, and where no question was decided both ways.
+    """
+
+    decoding: str
+    control: str
+    row: Row
+    difference: Difference | None
+
+
+def compare_controls(scores: Sequence[Scores]) -> list[ControlResult]:
+    """Scores under every control that was asked, compared with those of the questions as they are."""
+    shown = {(each.decoding, each.control): _showing(each) for each in scores}
+    results = []
+    for decoding in sorted({decoding for decoding, _ in shown}):
+        base = shown.get((decoding, "none"))
+        for control in CONTROLS:
+            here = shown.get((decoding, control))
+            if here is None or not here.answers:
+                continue
+            difference = None
+            if base is not None and control != "none" and _both(base, here):
+                difference = compare(base, here).rows[0]
+            results.append(ControlResult(decoding, control, tables(here)[0].rows[0], difference))
+    return results
+
+
+def control_section(results: Sequence[ControlResult], num_items: int) -> str:
+    """The section of a report: a table, and how to read it."""
+    lines = [
+        "## Does it still answer?",
+        "",
+        "| answers | shown | questions | failed | score | minus the score with the video | p |",
+        "|---|---|--:|--:|---|---|--:|",
+    ]
+    for result in results:
+        row, difference = result.row, result.difference
+        score = "undecided" if row.score is None else _interval(row.score)
+        cells = [result.decoding, TITLES[result.control], str(row.items), str(row.failed), score]
+        test = difference.test if difference else None
+        cells.append(_interval(difference.difference, "+") if difference else "")
+        cells.append(f"{test.p_value:.3g}" if test else "")
+        lines.append(f"| {' | '.join(cells)} |")
+    asked = max((result.row.items for result in results), default=0)
+    lines += [
+        "",
+        "Brackets: 95 % intervals (bootstrap over clips; differences paired by question). p: McNemar's exact "
+        "test. A score that stays without the picture, or with its frames in another order, is none of "
+        "watching. Failed answers count as wrong.",
+    ]
+    if asked < num_items:
+        lines.append(f"{num_items - asked} of {num_items} questions show nothing and are left out here.")
+    return "\n".join([*lines, ""])
+
+
+def as_json(results: Sequence[ControlResult]) -> list[dict[str, Any]]:
+    """The results as plain values."""
+    return [asdict(result) for result in results]
+
+
+def _showing(scores: Scores) -> Scores:
+    """Only the questions that a control could change."""
+    answers = [answer for answer in scores.answers if answer.item.video or answer.item.images]
+    return dataclasses.replace(scores, answers=answers)
+
+
+def _both(base: Scores, here: Scores) -> bool:
+    return bool(item_scores(base.answers).keys() & item_scores(here.answers).keys())
+
+
+def _interval(estimate: Estimate, sign: str = "") -> str:
+    return f"{estimate.value:{sign}.3f} [{estimate.low:{sign}.3f}, {estimate.high:{sign}.3f}]"
