@@ -31,6 +31,7 @@ class Benchmark:
             mean (and the mean of a group that of its items); None where all items weigh the same.
         item: One question that a file of predictions carries in Video-R1's form, from its object and its
             place; None if there are no such files of this benchmark.
+        compared: Sentences on two runs, from the scores before and after by (category, group).
     """
 
     name: str
@@ -44,3 +45,4 @@ class Benchmark:
     variants: Mapping[str, ScoreRule] = field(default_factory=dict)
     weights: Callable[[Sequence[Item]], list[float]] | None = None
     item: Callable[[Mapping[str, Any], str], Item] | None = None
+    compared: Callable[[Mapping[tuple[str, str], tuple[float, float]]], list[str]] | None = None

@@ -106,6 +106,15 @@ def knowledge_gain(before: float, after: float) -> float | None:
     return (after - before) / (1.0 - before) if before < 1.0 else None
 
 
+def compared(scores: Mapping[tuple[str, str], tuple[float, float]]) -> list[str]:
+    """What two runs say of the knowledge gain, if both answered the track Adaptation."""
+    if ("track", "Adaptation") not in scores:
+        return []
+    gain = knowledge_gain(*scores["track", "Adaptation"])
+    said = "cannot be said, nothing was wrong before" if gain is None else f"{100 * gain:+.1f} %"
+    return [f"Knowledge gain, if the earlier run saw the questions and their images alone: {said}."]
+
+
 def read_choice(response: str, options: Sequence[str]) -> tuple[str, str]:
     """The letter that a response names, and how: MMMU's rule as it is changed for this benchmark.
 
@@ -253,4 +262,5 @@ BENCHMARK = Benchmark(
     read=read,
     prompt=prompt,
     score=score,
+    compared=compared,
 )

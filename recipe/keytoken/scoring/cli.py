@@ -1,0 +1,32 @@
+"""The command ``keytoken score``."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+
+def add_score(commands: Any, say: Callable[[str], None]) -> None:
+    """Add the command to the subparsers of the command line.
+
+    Args:
+        commands: What ``add_subparsers`` returned.
+        say: Prints a line.
+    """
+    score = commands.add_parser(
+        "score",
+        help="score model outputs on a benchmark by its official rule",
+        description="Score a file of predictions: of `keytoken evaluate`, lmms-eval's sample logs, outputs "
+        "of Video-R1, TW-GRPO or TempCompass, or rows with item_id and response. Settings: benchmark=NAME "
+        "predictions=FILE, and if wanted questions=FILE,... (official question files) compare=FILE (an "
+        "earlier run on the same questions) variant=NAME out=DIR allow_missing=true. Prints and writes "
+        "tables with 95 %% intervals; ends with 1 if questions have no prediction.",
+    )
+    score.add_argument("words", nargs="+", metavar="KEY=VALUE")
+
+    def run(arguments: argparse.Namespace) -> int:
+        from keytoken.scoring.run import ScoreOptions, run_score
+        from keytoken.words import parse_words
+
+        return run_score(parse_words(arguments.words, ScoreOptions, "score"), say)
+
+    score.set_defaults(run=run)
