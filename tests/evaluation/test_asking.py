@@ -21,7 +21,8 @@ from keytoken.evaluation.asking import Asker, Asking
 from keytoken.evaluation.rows import SampleKey, plan, sample_seed
 from keytoken.evaluation.store import PredictionStore
 from keytoken.scoring.items import Item, Prediction
-from keytoken.verl_adapter.offline import Answer, Media
+from keytoken.verl_adapter.offline import Answer
+from keytoken.verl_adapter.pictures import Media
 from keytoken.verl_adapter.prompts import PreparedPrompt
 
 HEADER = {"benchmark": "demo"}

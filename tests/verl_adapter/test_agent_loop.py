@@ -25,6 +25,7 @@ from keytoken.verl_adapter.agent_loop import (
 )
 from keytoken.verl_adapter.compat import AgentLoopOutput
 from keytoken.verl_adapter.dataset import VideoDataset
+from keytoken.verl_adapter.pictures import Media, shuffled
 from keytoken.verl_adapter.prompts import require_one_resize
 from keytoken.verl_adapter.reward_manager import LengthAwareRewardManager
 
@@ -153,6 +154,34 @@ def test_shuffled_answers_come_beside_the_others(processor: Any, clip: str) -> N
         for name in ("prompt_ids", "mm_processor_kwargs", "image_data"):
             assert request[name] == plain.requests[0][name]
         assert request["sampling_params"]["temperature"] == 1.0
+
+
+def frames_sent(processor: Any, clip: str | None, control: str) -> list[Any]:
+    """The videos of the request that a row with this control makes."""
+    server = Server([8, 9])
+    run_group(
+        processor, server, messages(clip), size=1, extra_info={"control": control, "prompt_id": "heldout-7"}
+    )
+    return server.requests[0]["video_data"] or []
+
+
+def test_a_row_may_ask_for_a_control(processor: Any, clip: str) -> None:
+    """Blank frames are the processor's mean colour, shuffled ones those of evaluation; times stay."""
+    ((frames, times),) = frames_sent(processor, clip, "none")
+    ((grey, times_of_grey),) = frames_sent(processor, clip, "blank")
+    mean = torch.tensor(processor.video_processor.image_mean)[:, None, None]
+    assert grey.shape == frames.shape and (grey / 255 - mean).abs().max() <= 0.5 / 255 + 1e-6
+    ((changed, times_of_changed),) = frames_sent(processor, clip, "shuffled")
+    expected = shuffled(Media(videos=[(frames, times)]), 0, "heldout-7").videos
+    assert expected is not None and torch.equal(changed, expected[0][0])
+    assert not torch.equal(changed, frames)
+    assert times == times_of_grey == times_of_changed
+    assert frames_sent(processor, None, "blank") == []
+
+
+def test_an_unknown_control_is_refused(processor: Any, clip: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"heldout-7.*'blnk'.*none, blank or shuffled"):
+        frames_sent(processor, clip, "blnk")
 
 
 def test_what_has_no_frames_to_shuffle_has_no_shuffled_answer(processor: Any, tmp_path: Path) -> None:

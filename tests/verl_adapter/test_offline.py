@@ -30,7 +30,8 @@ from keytoken.evaluation.rows import conversation
 from keytoken.verl_adapter.agent_loop import VideoAgentLoop
 from keytoken.verl_adapter.dataset import VideoDataset
 from keytoken.verl_adapter.merge import model_folder
-from keytoken.verl_adapter.offline import Media, PromptMaker, engine_settings, sampling_of, shuffled
+from keytoken.verl_adapter.offline import PromptMaker, engine_settings, sampling_of
+from keytoken.verl_adapter.pictures import Media, shuffled
 
 CONTRACT = {"fps": 2.0, "min_frames": 4, "max_frames": 8, "min_pixels": 3136, "max_pixels": 3136}
 

@@ -18,7 +18,8 @@ from keytoken.errors import ConfigurationError, DataError
 from keytoken.evaluation.rows import Job, SampleKey, conversation, media_of, sample_seed
 from keytoken.evaluation.store import PredictionStore
 from keytoken.scoring.items import Item, Prediction
-from keytoken.verl_adapter.offline import Answer, Media, PromptMaker, sampling_of, shuffled
+from keytoken.verl_adapter.offline import Answer, PromptMaker, sampling_of
+from keytoken.verl_adapter.pictures import Media, shuffled
 from keytoken.verl_adapter.prompts import PreparedPrompt
 
 ResultT = TypeVar("ResultT")

@@ -42,6 +42,7 @@ from keytoken.verl_adapter.compat import (
     simple_timer,
 )
 from keytoken.verl_adapter.dataset import counting_reads
+from keytoken.verl_adapter.pictures import Media, controlled
 from keytoken.verl_adapter.prompts import PreparedPrompt, pack_prompt
 from keytoken.verl_adapter.shims.vision_tokens import vision_token_ids
 
@@ -79,10 +80,11 @@ class VideoAgentLoop(SingleTurnAgentLoop):
     async def run(self, sampling_params: dict[str, Any], priority: int = 0, **kwargs: Any) -> AgentLoopOutput:
         """Generate and package one answer; ``kwargs`` are the dataset's fields and verl's ids."""
         number = int(kwargs["session_id"])
-        with (
-            counting_reads() as reads
-        ):  # inherited by the task that prepares the prompt, if this call starts it
-            prompt = await _once(str(kwargs["uid"]), self._prepare(list(kwargs["raw_prompt"])))
+        info = kwargs.get("extra_info") or {}
+        # Counting is inherited by the task that prepares the prompt, if this call starts it.
+        with counting_reads() as reads:
+            preparing = self._prepare(list(kwargs["raw_prompt"]), str(info.get("control") or "none"), kwargs)
+            prompt = await _once(str(kwargs["uid"]), preparing)
         answer = partial(self._answer, params=sampling_params, priority=int(priority), row=kwargs)
         shuffled = self._shuffle(prompt, kwargs)
         if shuffled is None:
@@ -141,10 +143,17 @@ class VideoAgentLoop(SingleTurnAgentLoop):
         result._features = prompt.features
         return result
 
-    async def _prepare(self, messages: list[dict[str, Any]]) -> PreparedPrompt:
-        media = await self.process_multi_modal_info(messages)
-        images, videos = media.get("images"), media.get("videos")
-        self._assert_mm_supported(bool(media))
+    async def _prepare(
+        self, messages: list[dict[str, Any]], control: str, row: dict[str, Any]
+    ) -> PreparedPrompt:
+        found = await self.process_multi_modal_info(messages)
+        self._assert_mm_supported(bool(found))
+        media = Media(found.get("images"), found.get("videos"))
+        if control != "none":
+            name = str(row["extra_info"].get("prompt_id") or row["index"])
+            seed = self.config.keytoken.attribution.shuffle_seed
+            media = controlled(media, control, self.processor.video_processor.image_mean, seed, name)
+        images, videos = media.images, media.videos
         features: dict[str, Any] = {}
         token_ids = await self.ct_build_initial_tokens(
             messages, images=images, videos=videos, mm_inputs_out=features

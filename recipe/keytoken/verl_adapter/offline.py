@@ -14,18 +14,15 @@ Not shared: no Ray, no HTTP server and no weight sync; nothing of the engine sle
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import torch
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image
 
 from keytoken.data.contract import SamplingContract
 from keytoken.errors import ClusterError, ConfigurationError, DataError
-from keytoken.verl_adapter import order
 from keytoken.verl_adapter.agent_loop import GREEDY, cut_at_vision_token
 from keytoken.verl_adapter.compat import (
     create_continuous_token_builder,
@@ -35,6 +32,7 @@ from keytoken.verl_adapter.compat import (
     one_placeholder_for_each_picture,
 )
 from keytoken.verl_adapter.dataset import VideoDataset, sampling_contract
+from keytoken.verl_adapter.pictures import Media, blank
 from keytoken.verl_adapter.prompts import PreparedPrompt, pack_prompt
 from keytoken.verl_adapter.shims.hooks import on_cpu
 from keytoken.verl_adapter.shims.vision_tokens import vision_token_ids
@@ -54,14 +52,6 @@ _SAME_NAME = (
     "seed",
     "scheduling_policy",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Media:
-    """What a conversation shows, as the dataset reads it; None where there is nothing."""
-
-    images: list[Image.Image] | None = None
-    videos: list[order.Video] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,29 +126,8 @@ class PromptMaker:
         )
 
     def blank(self, media: Media) -> Media:
-        """Every picture in one grey: the processor's mean colour, as in attribution's view ``blank``.
-
-        There it is exactly 0 after normalisation; a picture has 8 bits, so here it is within 0.01 of it.
-        """
-        mean = torch.tensor(self.processor.video_processor.image_mean)
-        grey = (mean * 255).round().to(torch.uint8)
-        images = media.images and [
-            Image.new("RGB", image.size, tuple(grey.tolist())) for image in media.images
-        ]
-        videos = media.videos and [
-            (grey[:, None, None].expand(frames.shape).contiguous(), metadata)
-            for frames, metadata in media.videos
-        ]
-        return Media(images, videos)
-
-
-def shuffled(media: Media, seed: int, name: str) -> Media:
-    """The frames of every video in another order, the one of the view ``shuffled``; times stay.
-
-    Where all frames look alike there is no other order, and they stay as they are.
-    """
-    videos = order.shuffled_videos(media.videos, seed, name)
-    return media if videos is None else replace(media, videos=videos)
+        """The pictures without a picture; see :func:`keytoken.verl_adapter.pictures.blank`."""
+        return blank(media, self.processor.video_processor.image_mean)
 
 
 class OfflineEngine:
