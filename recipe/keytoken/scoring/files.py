@@ -7,7 +7,7 @@ ends of lines, so it is not used.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ class PredictionFile:
         format: Name of its format.
         predictions: One entry for each answer.
         items: The questions, if the file carries them.
+        match: Makes the predictions of a file that names no ids, once the questions are known.
         header: What the file says of its run: model, sampling contract, prompt.
     """
 
@@ -51,6 +52,7 @@ class PredictionFile:
     format: str
     predictions: Sequence[Prediction]
     items: Sequence[Item] | None = None
+    match: Callable[[Sequence[Item]], Sequence[Prediction]] | None = None
     header: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -27,6 +27,7 @@ from keytoken.scoring.benchmarks import tempcompass
 from keytoken.scoring.benchmarks.base import Benchmark
 from keytoken.scoring.files import Content, PredictionFile, read_content
 from keytoken.scoring.items import CONTROLS, Item, Prediction
+from keytoken.scoring.lmms import is_log, read_log
 from keytoken.scoring.rows import Row, text
 from keytoken.scoring.video_r1 import is_video_r1
 
@@ -68,7 +69,7 @@ def read_predictions(path: Path, benchmark: Benchmark) -> PredictionFile:
     for name, known in FORMATS.items():
         if known.matches(content):
             found = dataclasses.replace(known.read(content, benchmark), format=name)
-            _require_distinct(found)
+            require_distinct(found.path, found.predictions)
             return found
     keys = list(content.document if content.document is not None else content.rows[0][1])
     raise DataError(
@@ -215,18 +216,19 @@ def _require_benchmark(found: Any, benchmark: Benchmark, place: str) -> None:
         raise DataError(f"{place}: predictions of {found!r}; give benchmark={found} or another file.")
 
 
-def _require_distinct(file: PredictionFile) -> None:
+def require_distinct(path: Path, predictions: Sequence[Prediction]) -> None:
+    """Raise DataError where two predictions have the same question, control, decoding and number."""
     seen: set[tuple[Any, ...]] = set()
     twice: dict[str, None] = {}
-    for one in file.predictions:
+    for one in predictions:
         key = (one.item_id, one.control, one.decoding, one.sample)
         if key in seen:
             twice[one.item_id] = None
         seen.add(key)
     if twice:
         raise DataError(
-            f"{file.path}: {len(twice)} questions are answered twice: {shown(list(twice))}. Keep one answer "
-            "of each, or number them with sample."
+            f"{path}: {len(twice)} questions are answered twice: {shown(list(twice))}. Keep one answer of "
+            "each, or number them with sample."
         )
 
 
@@ -257,6 +259,7 @@ def _is_video_r1(content: Content) -> bool:
 
 FORMATS: dict[str, Format] = {
     "keytoken": Format(lambda content: _every_row(content, "keytoken"), _read_ours),
+    "lmms-eval": Format(is_log, read_log),
     "tw-grpo": Format(lambda content: _every_row(content, "question", "model_output"), _read_tw_grpo),
     "video-r1": Format(_is_video_r1, _read_video_r1),
     "tempcompass": Format(_is_tempcompass, _read_tempcompass),

@@ -17,7 +17,7 @@ from keytoken.errors import ConfigurationError, DataError
 from keytoken.scoring.benchmarks.base import Benchmark, ScoreRule
 from keytoken.scoring.files import PredictionFile
 from keytoken.scoring.items import FAILED, UNMATCHED, Item, Prediction, Verdict
-from keytoken.scoring.predictions import shown
+from keytoken.scoring.predictions import require_distinct, shown
 from keytoken.scoring.statistics import Estimate, bootstrap_mean
 
 ALL = "all"
@@ -236,14 +236,19 @@ def _mean_if_wrong(answers: Sequence[Answer], items: Sequence[Item], benchmark: 
 
 
 def align(file: PredictionFile, items: Sequence[Item]) -> list[Prediction]:
-    """Predictions of a file that carries its own questions, by the ids of official ones.
+    """Predictions of a file by the ids of official questions, where it names none or carries its own.
 
-    A question is found by its id and text, else by clip and text, else by clip, answer and options; texts
-    are compared by their ASCII letters and digits, because copies of a benchmark differ in encodings.
+    A question that it carries is found by its id and text, else by clip and text, else by clip, answer and
+    options; texts are compared by their ASCII letters and digits, because copies of a benchmark differ in
+    encodings.
 
     Raises:
         DataError: Questions that are not among the items.
     """
+    if file.match is not None:
+        predictions = list(file.match(items))
+        require_distinct(file.path, predictions)
+        return predictions
     if file.items is None:
         return list(file.predictions)
     known = _Index(items)
