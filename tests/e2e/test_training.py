@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from keytoken.data.contract import SamplingContract
 from keytoken.demo.tokenizer import build_tokenizer
 from keytoken.verl_adapter.export import SCHEMA
 
@@ -85,6 +86,8 @@ def test_resume_continues_as_if_nothing_had_happened(launcher, straight):
     job.kill()
     first = weights(job.run, 2)
     assert all(torch.equal(first[name], value) for name, value in weights(straight, 2).items())
+    contracts = [folder / "sampling_contract.json" for folder in (job.run.folder, job.run.checkpoint(2))]
+    assert SamplingContract.read(contracts[0]) == SamplingContract.read(contracts[1])
 
     resumed = launcher.run(*options)
     assert [int(step["training/global_step"]) for step in resumed.metrics()] == [3, 4]

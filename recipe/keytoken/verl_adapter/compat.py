@@ -47,6 +47,7 @@ from verl.trainer.ppo.v1.trainer_base import PPOTrainer, get_trainer_cls, regist
 from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils
+from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path, get_checkpoint_tracker_filename
 from verl.utils.config import omega_conf_to_dataclass, validate_config
 from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.utils.device import get_device_id, get_device_name, get_torch_device
@@ -127,6 +128,8 @@ __all__ = [
     "convert_weight_keys",
     "create_continuous_token_builder",
     "extract_multi_modal_inputs",
+    "find_latest_ckpt_path",
+    "get_checkpoint_tracker_filename",
     "get_device_id",
     "get_device_name",
     "get_torch_device",

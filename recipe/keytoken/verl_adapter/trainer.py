@@ -10,6 +10,7 @@ defines no loop of its own. One step of verl becomes::
 import math
 import time
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -25,7 +26,7 @@ from keytoken.resources import num_slots
 from keytoken.schema import KeyTokenConfig
 from keytoken.verl_adapter import advantage as advantages
 from keytoken.verl_adapter import batch as batches
-from keytoken.verl_adapter import diagnostics, export, order, pools
+from keytoken.verl_adapter import contract_file, diagnostics, export, order, pools
 from keytoken.verl_adapter.bounded import bounded
 from keytoken.verl_adapter.compat import (
     PPOTrainerSeparateAsync,
@@ -65,6 +66,21 @@ class AttributionSteps(_Trainer):
     @property
     def _own_pool(self) -> bool:
         return needs_passes(self.keytoken.method) and self.keytoken.attribution.placement == "pool"
+
+    def _init_tokenizer(self) -> None:
+        """The contract needs the processor's patch size and nothing that comes later: compare it first."""
+        super()._init_tokenizer()
+        self.contract = contract_file.contract_of(self.config, self.processor)
+        checkpoint = contract_file.checkpoint_to_resume(self.config.trainer)
+        if checkpoint is not None:
+            contract_file.require_same_contract(self.contract, checkpoint)
+        contract_file.write_contract(self.contract, Path(self.keytoken.run_dir))
+
+    def _save_checkpoint(self) -> None:
+        """verl's last act marks the checkpoint as complete, so the contract goes in before."""
+        checkpoints = Path(self.config.trainer.default_local_dir)
+        contract_file.write_contract(self.contract, checkpoints / f"global_step_{self.global_steps}")
+        super()._save_checkpoint()
 
     def _build_replay_buffer(self) -> Any:
         buffer = super()._build_replay_buffer()
