@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,12 +12,16 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from keytoken.data.cache import FrameCache
+from keytoken.data.clips import Clip, read_clip
 from keytoken.data.contract import SamplingContract
 from keytoken.demo.render import draw_clip, write_clip
 from keytoken.demo.world import make_question
 from keytoken.errors import ClipError, ClusterError, ConfigurationError
+from keytoken.verl_adapter import dataset
 from keytoken.verl_adapter.agent_loop import (
     ANSWER_VISION_TOKENS,
+    CLIP_READS,
     FailureWatch,
     VideoAgentLoop,
     VideoAgentLoopWorker,
@@ -66,9 +71,15 @@ class Server:
 
 
 def run_group(
-    processor: Any, server: Server, prompt: list[dict[str, Any]], size: int = 3, **row: Any
+    processor: Any,
+    server: Server,
+    prompt: list[dict[str, Any]],
+    size: int = 3,
+    cache: Path | None = None,
+    **row: Any,
 ) -> list[Any]:
-    data = OmegaConf.create({"sampling_contract": CONTRACT, "mm_processor_kwargs": {}})
+    folder = None if cache is None else str(cache)
+    data = OmegaConf.create({"sampling_contract": CONTRACT, "mm_processor_kwargs": {}, "frame_cache": folder})
     rollout = {"prompt_length": 192, "response_length": 4}
     config = OmegaConf.create(
         {
@@ -120,6 +131,58 @@ def test_group_shares_one_preparation_and_has_distinct_seeds(processor: Any, cli
     run_group(processor, again, messages(clip))
     seeds = [[request["sampling_params"]["seed"] for request in side.requests] for side in (server, again)]
     assert seeds[0] == seeds[1]
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The clips that are really decoded, whoever asks."""
+    paths: list[str] = []
+
+    def read(path: str, contract: SamplingContract) -> Clip:
+        paths.append(path)
+        return read_clip(path, contract)
+
+    monkeypatch.setattr(dataset, "read_clip", read)
+    monkeypatch.setattr(dataset, "frame_cache", functools.cache(lambda root: FrameCache(root, read=read)))
+    return paths
+
+
+def reads_of(outputs: list[Any]) -> list[tuple[int, int, int]]:
+    reads = [output.extra_fields[CLIP_READS] for output in outputs]
+    return [(counts["decodes"], counts["decoded_bytes"], counts["hits"]) for counts in reads]
+
+
+def test_a_group_decodes_its_clip_once(processor: Any, clip: str, decoded: list[str]) -> None:
+    """Eight answers, one decode, counted for one of them."""
+    size = 8 * 3 * 56 * 56
+    outputs = run_group(processor, Server([8]), messages(clip), size=8, shuffled_answers=4)
+    assert decoded == [clip]
+    assert reads_of(outputs) == [(1, size, 0)] + [(0, 0, 0)] * 7
+
+
+def test_a_cached_clip_is_never_decoded_again(
+    processor: Any, clip: str, decoded: list[str], tmp_path: Path
+) -> None:
+    """The first group fills the cache, the second one gets the same frames from it."""
+    first, second = Server([8]), Server([8])
+    size = 8 * 3 * 56 * 56
+    outputs = run_group(processor, first, messages(clip), size=4, cache=tmp_path)
+    assert reads_of(outputs) == [(1, size, 0)] + [(0, 0, 0)] * 3
+    outputs = run_group(processor, second, messages(clip), size=4, cache=tmp_path)
+    assert reads_of(outputs) == [(0, 0, 1)] + [(0, 0, 0)] * 3
+    assert decoded == [clip]
+    (one,), (two,) = (server.requests[0]["video_data"] for server in (first, second))
+    assert torch.equal(one[0], two[0]) and one[1] == two[1]
+
+
+def test_prompts_that_are_prepared_at_the_same_time_count_their_own_clips(
+    processor: Any, clip: str, decoded: list[str]
+) -> None:
+    text = run_group(processor, Server([8]), messages(None), size=2)
+    assert reads_of(text) == [(0, 0, 0)] * 2
+    two = [{"role": "user", "content": [*messages(clip)[0]["content"], *messages(clip)[0]["content"]]}]
+    assert sum(decodes for decodes, _, _ in reads_of(run_group(processor, Server([8]), two))) == 2
+    assert decoded == [clip] * 2
 
 
 class SeededServer(Server):

@@ -15,12 +15,14 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from transformers import AutoTokenizer
 
-from keytoken.data.clips import read_clip
+from keytoken.data import cache as cache_module
+from keytoken.data.clips import Clip, read_clip
 from keytoken.data.contract import SamplingContract
 from keytoken.demo.render import write_clip
 from keytoken.errors import ConfigurationError, DataError
+from keytoken.verl_adapter import dataset as dataset_module
 from keytoken.verl_adapter.compat import RLHFDataset
-from keytoken.verl_adapter.dataset import VideoDataset, sampling_contract
+from keytoken.verl_adapter.dataset import VideoDataset, counting_reads, sampling_contract
 
 CONTRACT = {"fps": 2.0, "min_frames": 4, "max_frames": 8, "min_pixels": 3136, "max_pixels": 3136}
 
@@ -165,3 +167,30 @@ def test_text_model_needs_no_processor(tiny_model: Path, tmp_path: Path) -> None
     dataset = VideoDataset(str(path), tokenizer, settings(tmp_path), None)
     assert isinstance(dataset, RLHFDataset)
     assert [entry.row for entry in dataset.quarantined] == [1]
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["without a cache", "with a cache"])
+def test_a_clip_is_decoded_when_the_dataset_is_opened_and_then_not_for_its_length(
+    processor: Any, tmp_path: Path, clip: str, cached: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening decodes in a child only, which is not counted here. With a cache nobody decodes again."""
+    here: list[str] = []
+
+    def read(path: str, contract: SamplingContract) -> Clip:
+        here.append(path)
+        return read_clip(path, contract)
+
+    monkeypatch.setattr(dataset_module, "read_clip", read)
+    monkeypatch.setattr(cache_module, "read_clip", read)
+    folder = str(tmp_path / "frames") if cached else None
+    rows = [row("A B", 0, video=clip), row("B A", 1, video=clip)]
+    dataset = open_dataset(processor, tmp_path, rows, frame_cache=folder)
+    assert len(dataset) == 2
+    assert here == []
+    with counting_reads() as counts:
+        _, videos, _ = asyncio.run(
+            VideoDataset.process_multi_modal_info(dataset[0]["raw_prompt"], 14, dataset.config)
+        )
+    assert (counts.decodes, counts.hits) == ((0, 1) if cached else (1, 0))
+    assert here == ([] if cached else [clip])
+    assert torch.equal(videos[0][0], read_clip(clip, SamplingContract(**CONTRACT)).frames)

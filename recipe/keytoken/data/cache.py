@@ -178,7 +178,7 @@ class FrameCache:
         """Where a clip's entry is or would be; None for what cannot be hashed, which reading will explain."""
         try:
             content = self._fingerprints.of(Path(path))
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a zero byte in the name
             return None
         if content is None:
             return None

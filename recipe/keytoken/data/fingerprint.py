@@ -31,7 +31,9 @@ class Fingerprints:
         self.folder = folder
 
     def of(self, source: Path) -> str | None:
-        """Hex digest of a file's bytes, or of the names and bytes of a folder of frames.
+        """Hex digest of a clip: of a file's bytes, or of the names and bytes of a folder of frames.
+
+        The file's suffix counts as well, because reading goes by it: some suffixes make a clip an image.
 
         Returns:
             The digest; None for what is neither, such as a pipe, which must not be opened to find out.
@@ -90,11 +92,11 @@ def _members(folder: Path) -> list[str]:
 
 def _hash(source: Path) -> str:
     """A folder is hashed by name, size and bytes of each file, so that no two folders look like one."""
-    digest = hashlib.blake2b(digest_size=20)
     if not source.is_dir():
+        digest = hashlib.blake2b(digest_size=20, person=os.fsencode(source.suffix.lower())[:16])
         _feed(digest, source)
         return digest.hexdigest()
-    digest.update(b"folder")
+    digest = hashlib.blake2b(digest_size=20, person=b"folder")
     for name in _members(source):
         encoded = os.fsencode(name)
         digest.update(f"{len(encoded)} {(source / name).stat().st_size} ".encode() + encoded)
