@@ -58,8 +58,8 @@ class Bench:
     """Writes a source and prepares it.
 
     Attributes:
-        out: Folder of the last dataset.
-        ledger: Its books.
+        out: Folder of the dataset, where a test names no other.
+        ledger: Books of the last one.
         source: The file of questions.
     """
 
@@ -86,11 +86,11 @@ class Bench:
     def prepare(self, name: str = "folder", **settings: Any) -> list[dict[str, Any]]:
         given = {"source": str(self.source), "media_root": str(self.media), "out": str(self.out), "jobs": 1}
         given["check"] = "none"  # starts no child; tests of headers ask for them
-        self.out, self.ledger = prepare(PrepareSettings(name=(name,), **(given | settings)))
-        return self.rows(settings.get("split", "train"))
-
-    def rows(self, split: str = "train") -> list[dict[str, Any]]:
-        return pq.read_table(self.out / f"{split}.parquet").to_pylist()
+        folder, self.ledger = prepare(PrepareSettings(name=(name,), **(given | settings)))
+        rows: list[dict[str, Any]] = pq.read_table(
+            folder / f"{settings.get('split', 'train')}.parquet"
+        ).to_pylist()
+        return rows
 
     def reasons(self) -> list[tuple[str, str]]:
         """Place and reason of every row that was set aside."""
