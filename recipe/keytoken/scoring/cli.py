@@ -1,4 +1,4 @@
-"""The command ``keytoken score``."""
+"""The commands ``keytoken score`` and ``keytoken lmms-export``."""
 
 import argparse
 from collections.abc import Callable
@@ -30,3 +30,23 @@ def add_score(commands: Any, say: Callable[[str], None]) -> None:
         return run_score(parse_words(arguments.words, ScoreOptions, "score"), say)
 
     score.set_defaults(run=run)
+
+
+def add_lmms_export(commands: Any, say: Callable[[str], None]) -> None:
+    """Add the command to the subparsers of the command line; arguments as for :func:`add_score`."""
+    command = commands.add_parser(
+        "lmms-export",
+        help="write a benchmark as a task of lmms-eval, with our prompts and rules",
+        description="Write a task folder for lmms-eval: a YAML file, utils.py and questions.jsonl. Settings: "
+        "benchmark=NAME questions=FILE,... (official question files) media=DIR (root of the videos) out=DIR, "
+        "and if wanted style=official|reasoning|direct max_new_tokens=N.",
+    )
+    command.add_argument("words", nargs="+", metavar="KEY=VALUE")
+
+    def run(arguments: argparse.Namespace) -> int:
+        from keytoken.scoring.lmms_export import ExportOptions, export
+        from keytoken.words import parse_words
+
+        return export(parse_words(arguments.words, ExportOptions, "lmms-export"), say)
+
+    command.set_defaults(run=run)
