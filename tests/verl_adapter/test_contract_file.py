@@ -1,4 +1,4 @@
-"""The sampling contract of a run and its checkpoints: saved before one counts, compared when a run resumes."""
+"""The sampling contract of runs and checkpoints: saved before one counts, compared when a run resumes."""
 
 from __future__ import annotations
 

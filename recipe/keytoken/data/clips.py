@@ -115,7 +115,7 @@ def _decode(source: Path, contract: SamplingContract) -> tuple[str, Decoded]:
         if not stat.S_ISREG(status.st_mode):
             raise DecoderError("not a file (a pipe, socket or device)")
         if status.st_size == 0:
-            raise DecoderError("the file is empty; copy or download it again")
+            raise ClipError(f"clip {source}: the file is empty; copy or download it again")
         if source.suffix.lower() in image.SUFFIXES:
             return "image", image.decode(source, contract)
         return _decode_video(source, contract)

@@ -9,7 +9,7 @@ Files without usable presentation times, all AVI files among them, are counted b
 are known by their order alone. Files that list frames which do not come out are counted again by decoding: if
 only the first or the last ones are missing (a file that was cut short, a recording that begins in the middle
 of a group of pictures), the others are its frames and a note says so. Damage in between makes the clip
-unusable.
+unusable, if a frame that is shown depends on it; other frames are not looked at.
 """
 
 from collections.abc import Iterator
@@ -125,7 +125,8 @@ def count_frames(path: Path, index: ClipIndex) -> ClipIndex:
         seconds = float((gap[0] - pts[0]) * index.time_base)
         raise DecoderError(f"{len(gap)} frames are damaged or missing, the first at {seconds:.2f} s{reason}")
     note = f"{len(pts)} of {len(pts) + len(missing)} listed frames can be decoded{reason}" if missing else ""
-    return replace(index, pts=pts, keyframes=(), note=note or index.note)
+    notes = "; ".join(filter(None, (index.note, note)))
+    return replace(index, pts=pts, keyframes=(), note=notes)
 
 
 def decoded_frames(container: Any, stream: Any, index: ClipIndex) -> Iterator[tuple[Any, Any | None, str]]:

@@ -1,6 +1,7 @@
 """PyAV: FFmpeg in its own wheel. It reads everything, and every frame says which one it is."""
 
 from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,25 +51,33 @@ def _fetch(path: Path, times: list[int], index: ClipIndex) -> np.ndarray | None:
 def _by_seeking(container: Any, stream: Any, wanted: list[int], index: ClipIndex) -> dict[int, np.ndarray]:
     """Wanted frames by time; a seek wherever a keyframe lies between the last frame and the next one wanted.
 
-    It ends at the first damage: what is decoded after it may refer to what is missing.
+    It ends at the first damage within the listed frames: what comes after it may refer to what is missing.
     """
     found: dict[int, np.ndarray] = {}
+    listed = set(index.pts)
     position = -1 if index.by_order else None  # of the last frame that came out
-    frames = decoded_frames(container, stream, index)
+    frames = _listed(container, stream, index, listed)
     for goal in wanted:
         at = bisect_right(index.keyframes, goal)
         start = index.keyframes[at - 1] if at else None
         if start is not None and (position is None or position < start):
             container.seek(start, stream=stream, backward=True)
-            frames = decoded_frames(container, stream, index)
+            frames = _listed(container, stream, index, listed)
         while position is None or position < goal:
-            time, frame, _ = next(frames, (None, None, ""))
-            if frame is None or time is None:
+            time, frame, _ = next(frames, (None, None, "the end"))
+            if frame is None:
                 return found
             position = time
             if time == goal:
                 found[time] = _upright(frame)
     return found
+
+
+def _listed(
+    container: Any, stream: Any, index: ClipIndex, listed: set[int]
+) -> Iterator[tuple[Any, Any, str]]:
+    """Without what was found before to lie outside of the clip's frames, such as the rest of a cut packet."""
+    return (event for event in decoded_frames(container, stream, index) if event[0] in listed)
 
 
 def _upright(frame: Any) -> np.ndarray:
