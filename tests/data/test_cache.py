@@ -214,11 +214,21 @@ def test_a_folder_of_frames_is_one_clip(cache: FrameCache, tmp_path: Path) -> No
     folder.mkdir()
     for number in range(4):
         Image.new("RGB", (56, 56), (number, 0, 0)).save(folder / f"{number}.png")
+    expected = read_clip(folder, CONTRACT)
+    assert expected.frames[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
+    cache.read_through(str(folder), CONTRACT)
+    assert_same(cache.read_through(str(folder), CONTRACT), expected)
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     first = cache.entry(str(folder), CONTRACT)
-    shutil.copytree(folder, tmp_path / "copy")
-    assert cache.entry(str(tmp_path / "copy"), CONTRACT) == first
-    (tmp_path / "copy" / "3.png").rename(tmp_path / "copy" / "4.png")
-    assert cache.entry(str(tmp_path / "copy"), CONTRACT) != first
+    for stranger in ("notes.txt", ".hidden.png"):
+        (copy / stranger).write_text("no frame")
+    assert cache.entry(str(copy), CONTRACT) == first
+    (copy / "fps.txt").write_text("8")
+    second = cache.entry(str(copy), CONTRACT)
+    (copy / "fps.txt").unlink()
+    (copy / "3.png").rename(copy / "4.png")
+    third = cache.entry(str(copy), CONTRACT)
+    assert len({first, second, third}) == 3
 
 
 def cut(entry: Path) -> None:

@@ -15,6 +15,9 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from keytoken.data.decoders import image
+from keytoken.data.decoders.folder import RATE_FILE
+
 # A file changed this recently may change again within one tick of its file system's clock, unseen.
 _SETTLED_S = 2.0
 _BLOCK_BYTES = 1 << 20
@@ -86,8 +89,9 @@ def _look(source: Path) -> list[list[int | str]] | None:
 
 
 def _members(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_file())
+    """What the reader of such folders looks at, and nothing else that may lie there."""
+    names = (name for name in os.listdir(folder) if not name.startswith("."))
+    return sorted(n for n in names if Path(n).suffix.lower() in image.SUFFIXES or n == RATE_FILE)
 
 
 def _hash(source: Path) -> str:
