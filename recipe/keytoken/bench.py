@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from keytoken.demo.report import read_metrics
+from keytoken.demo.curves import read_metrics
 from keytoken.demo.run import DEMO_VARIABLE, prepare_for_training
 from keytoken.errors import ClusterError, ConfigurationError
 

@@ -107,12 +107,13 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from keytoken.demo import run
+    from keytoken.demo.run import prepare_for_training
+    from keytoken.evaluation.before_after import report
     from keytoken.main import train
 
-    run.prepare_for_training()
+    prepare_for_training()
     if not arguments.prepare_only:
-        print(run.report(train(["experiment=demo_cpu", *arguments.overrides])))
+        print(report(train(["experiment=demo_cpu", *arguments.overrides])))
     return 0
 
 

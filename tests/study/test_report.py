@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from keytoken.demo.statistics import Estimate
+from keytoken.scoring.statistics import Estimate
 from keytoken.study.analysis import ALL, GREEDY, SAMPLED, analyse, by_family
 from keytoken.study.config import StudyConfig, parse_study
 from keytoken.study.evaluation import Evaluation

@@ -1,8 +1,16 @@
 import math
 
+import numpy as np
 import pytest
 
-from keytoken.study.statistics import holm, mean_interval, paired_t, t_quantile, t_two_sided
+from keytoken.study.statistics import (
+    holm,
+    mean_interval,
+    paired_difference,
+    paired_t,
+    t_quantile,
+    t_two_sided,
+)
 
 # Two-sided 5 % points of Student's t, from printed tables.
 TABLE = {1: 12.7062, 2: 4.30265, 3: 3.18245, 4: 2.77645, 5: 2.57058, 9: 2.26216, 10: 2.22814, 30: 2.04227}
@@ -49,3 +57,26 @@ def test_holm_by_hand() -> None:
     assert found == pytest.approx({"d": 0.9, "a": 0.04, "c": 0.06, "b": 0.06})
     assert list(found) == ["d", "a", "c", "b"]
     assert holm({"a": 0.6, "b": 0.7}) == {"a": 1.0, "b": 1.0}
+
+
+def test_paired_difference_by_hand() -> None:
+    estimate = paired_difference([0, 0, 1, 1], [1, 0, 1, 1])
+    half = 1.959964 * math.sqrt(0.25 / 4)  # differences 1, 0, 0, 0: variance 1/4
+    assert (estimate.value, estimate.low, estimate.high) == pytest.approx((0.25, 0.25 - half, 0.25 + half))
+
+
+def test_interval_covers_the_truth_with_several_answers_a_prompt() -> None:
+    """Answers to one prompt are correlated; about 95 % of the intervals must still cover the truth."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(400):
+        difficulty = rng.beta(0.5, 0.5, 120)
+        before = rng.binomial(4, 0.8 * difficulty) / 4
+        after = rng.binomial(4, 0.8 * difficulty + 0.1) / 4
+        estimate = paired_difference(before.tolist(), after.tolist())
+        covered += estimate.low <= 0.1 <= estimate.high
+    assert 0.92 <= covered / 400 <= 0.98
+
+
+def test_one_prompt_says_nothing() -> None:
+    assert paired_difference([0.0], [1.0]).low == -math.inf

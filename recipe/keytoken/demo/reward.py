@@ -4,7 +4,7 @@ from typing import Any
 
 from keytoken.rewards.score import compute_score as video_r1_score
 
-LABELS = ("prompt_id", "family", "decoding")
+LABELS = ("prompt_id", "family", "decoding", "control")
 
 
 def compute_score(

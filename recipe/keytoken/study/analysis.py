@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from keytoken.demo.statistics import Estimate, paired_difference
+from keytoken.scoring.statistics import Estimate
 from keytoken.study.config import START, StudyConfig
 from keytoken.study.evaluation import Evaluation
 from keytoken.study.runs import RunResult
-from keytoken.study.statistics import PairedTest, holm, mean_interval, paired_t
+from keytoken.study.statistics import PairedTest, holm, mean_interval, paired_difference, paired_t
 
 ALL = "all"
 SAMPLED, GREEDY = "sampled", "greedy"

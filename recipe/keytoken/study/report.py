@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from keytoken.demo.statistics import Estimate
+from keytoken.scoring.statistics import Estimate
 from keytoken.study import analysis, plots
 from keytoken.study.analysis import ALL, GREEDY, SAMPLED, ArmResult, Comparison, SectionResult
 from keytoken.study.config import START, SectionConfig, StudyConfig

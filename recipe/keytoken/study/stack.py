@@ -18,13 +18,11 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from keytoken.bench import run_and_watch
+from keytoken.demo.curves import read_metrics
 from keytoken.demo.render import draw_clip, write_clip
-from keytoken.demo.report import read_metrics
 from keytoken.demo.rows import question_row
-from keytoken.demo.run import read_answers
-from keytoken.demo.statistics import AnswerRecord
 from keytoken.demo.tokenizer import DEMO_CONTRACT
-from keytoken.demo.validation import write_validation
+from keytoken.demo.validation import HeldOutAnswer, read_answers, write_validation
 from keytoken.errors import ConfigurationError
 from keytoken.study import runs, warm
 from keytoken.study.evaluation import Evaluation
@@ -89,7 +87,7 @@ def write_world(plan: RunPlan) -> Path:
         (world / "model").symlink_to(model, target_is_directory=True)
     _write_split(world, plan.start.world, "train", plan.train_prompts)
     held_out = _write_split(world, plan.start.world, split, plan.eval_prompts)
-    write_validation(held_out, world / "validation.parquet", plan.eval_samples)
+    write_validation(held_out, world / "validation.parquet", plan.eval_samples, controls=())
     return world
 
 
@@ -108,12 +106,12 @@ def _write_split(folder: Path, world: str, split: str, count: int) -> Path:
     return target
 
 
-def evaluation_of(answers: list[AnswerRecord]) -> Evaluation:
+def evaluation_of(answers: list[HeldOutAnswer]) -> Evaluation:
     """Scored answers of one validation, prompt by prompt in the order of the split.
 
     The stack's records hold neither format nor length; they are 0 here.
     """
-    prompts: dict[str, dict[str, list[AnswerRecord]]] = defaultdict(lambda: defaultdict(list))
+    prompts: dict[str, dict[str, list[HeldOutAnswer]]] = defaultdict(lambda: defaultdict(list))
     for answer in answers:
         prompts[answer.prompt_id][answer.decoding].append(answer)
     ordered = [prompts[name] for name in sorted(prompts)]

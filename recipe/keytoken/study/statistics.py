@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from keytoken.demo.statistics import Estimate
+from keytoken.scoring.statistics import Z_95, Estimate
 
 LEVEL = 0.95
 _STEPS = 200  # of a bisection: far below what a float can tell apart
@@ -82,6 +82,24 @@ def paired_t(differences: Sequence[float]) -> PairedTest:
     if error == 0.0:
         return PairedTest(estimate, float(estimate.value == 0.0), count)
     return PairedTest(estimate, t_two_sided(estimate.value / error, count - 1), count)
+
+
+def paired_difference(before: Sequence[float], after: Sequence[float]) -> Estimate:
+    """Mean of after - before over prompts with a 95 % interval, normal approximation.
+
+    Each prompt is one observation however many answers it has, so answers to one prompt need not be
+    independent. A single prompt has an infinite interval.
+
+    Args:
+        before: Mean accuracy of each prompt by one arm.
+        after: The same prompts by another one.
+    """
+    differences = [right - left for left, right in zip(before, after, strict=True)]
+    mean = math.fsum(differences) / len(differences)
+    if len(differences) < 2:
+        return Estimate(mean, -math.inf, math.inf)
+    half = Z_95 * _standard_error(differences, mean)
+    return Estimate(mean, mean - half, mean + half)
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

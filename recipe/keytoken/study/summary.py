@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from statistics import median
 
-from keytoken.demo.statistics import Estimate
+from keytoken.scoring.statistics import Estimate
 from keytoken.study.analysis import ALL, GREEDY, SAMPLED, SIGNIFICANT, Comparison, SectionResult
 from keytoken.study.config import START, StudyConfig
 
