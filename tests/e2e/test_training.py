@@ -125,8 +125,9 @@ def test_placement_actor_gives_the_same_scores(launcher, straight):
         "trainer.total_training_steps=2",
         "trainer.save_freq=-1",
     )
-    # Seven held-out prompts, each with four sampled answers and a greedy one in the same batch of the engine.
-    assert len(run.validation(0)) == 35
+    # Seven held-out prompts, each with four sampled answers and a greedy one in the same batch of the engine;
+    # six of them have a clip, and are asked with blank and with shuffled frames as well.
+    assert len(run.validation(0)) == 47
     assert run.validation(0) == straight.validation(0)
     assert_same_answers(straight.tokens(1), run.tokens(1))
     for column in SCORES:
