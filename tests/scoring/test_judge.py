@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
+from keytoken.cli import main
 from keytoken.errors import ConfigurationError, DataError
 from keytoken.scoring.chat import Endpoint
 from keytoken.scoring.items import Item
 from keytoken.scoring.judge import Judge
-from keytoken.scoring.judge_prompts import caption_question, judge_prompt
+from keytoken.scoring.judge_prompts import asked, judge_prompt
 
 Answer = Callable[[BaseHTTPRequestHandler, dict[str, Any]], None]
 RIGHT = '{"extracted_answer": "dolly zoom", "correct": true}'
@@ -345,9 +346,61 @@ def test_tempcompass_checks_captions_by_the_multiple_choice_question(reply: str,
     caption = replace(
         CHOICE, item_id="1034419625/captioning/action/0", task="captioning", kind="captioning", options=()
     )
-    asked = caption_question(caption, CHOICE)
-    assert (asked.item_id, asked.options) == (caption.item_id, CHOICE.options)
-    reading = judge_prompt(asked).read(asked, reply)
+    put = asked(caption, {CHOICE.item_id: CHOICE})
+    assert (put.item_id, put.options) == (caption.item_id, CHOICE.options)
+    reading = judge_prompt(put).read(put, reply)
     assert (None if reading is None else reading.score) == score
-    user = judge_prompt(asked).messages(asked, "A man dunks.")[1]["content"]
+    user = judge_prompt(put).messages(put, "A man dunks.")[1]["content"]
     assert "Video Description:A man dunks.\nMulti-Choice Question:\nWhat is the man doing" in user
+
+
+def test_a_caption_without_its_question_is_refused_and_other_questions_are_put_as_they_are() -> None:
+    caption = replace(CHOICE, item_id="1/captioning/action/0", task="captioning", kind="captioning")
+    with pytest.raises(DataError, match="add the official file multi-choice"):
+        asked(caption, {CHOICE.item_id: CHOICE})
+    assert asked(CHOICE, {}) is CHOICE
+
+
+def official(number: int, kind: str) -> dict[str, Any]:
+    """A question of MMVU as its file has it."""
+    return {
+        "id": f"validation_{number}",
+        "video": f"https://huggingface.co/datasets/yale-nlp/MMVU/resolve/main/videos/Art/{number}.mp4",
+        "question_type": kind,
+        "metadata": {"subject": "Art"},
+        "question": "Which technique is shown?",
+        "choices": {letter: f"option {letter}" for letter in "ABCDE"},
+        "answer": "B" if kind == "multiple-choice" else "Dolly zoom",
+    }
+
+
+def test_the_command_asks_the_judge_for_open_questions_only_and_names_it(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions, predictions = tmp_path / "validation.json", tmp_path / "answers.jsonl"
+    kinds = ["multiple-choice", "open-ended", "open-ended", "open-ended"]
+    questions.write_text(json.dumps([official(number, kind) for number, kind in enumerate(kinds)]))
+    responses = ["B", "<think>Or a pan?</think><answer>A dolly zoom.</answer>", "A pan.", "Hm."]
+    rows = [{"item_id": f"validation_{n}", "response": text} for n, text in enumerate(responses)]
+    predictions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def replies(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        said = body["messages"][1]["content"].rpartition("Response to the Question: ")[2]
+        reply = {"A dolly zoom.": RIGHT, "A pan.": WRONG}.get(said, "I do not know.")
+        says(reply)(handler, body)
+
+    server.answers = [replies]
+    words = ["benchmark=mmvu", f"predictions={predictions}", f"questions={questions}", f"out={tmp_path}/out"]
+    words += [f"judge={server.url}", "judge_model=judge-7b", "judge_key="]
+    assert main(["score", *words]) == 0
+    report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "2 answers were judged by the language model judge-7b" in report
+    assert "The judge left 1 answers undecided: validation_3: unreadable reply" in report
+    results = json.loads((tmp_path / "out" / "items.jsonl").read_text(encoding="utf-8").splitlines()[1])
+    assert "judge" in results.values()
+    assert len(server.requests) == 3
+    assert main(["score", *words]) == 0
+    assert len(server.requests) == 4  # the undecided one alone is asked again
+    capsys.readouterr()
+    assert main(["score", *words[:-2]]) == 2
+    assert "add judge=URL and judge_model=NAME" in capsys.readouterr().err

@@ -18,8 +18,9 @@ def add_score(commands: Any, say: Callable[[str], None]) -> None:
         description="Score a file of predictions: of `keytoken evaluate`, lmms-eval's sample logs, outputs "
         "of Video-R1, TW-GRPO or TempCompass, or rows with item_id and response. Settings: benchmark=NAME "
         "predictions=FILE, and if wanted questions=FILE,... (official question files) compare=FILE (an "
-        "earlier run on the same questions) variant=NAME out=DIR allow_missing=true. Prints and writes "
-        "tables with 95 %% intervals; ends with 1 if questions have no prediction.",
+        "earlier run on the same questions) variant=NAME out=DIR allow_missing=true, and for what no rule "
+        "can decide judge=URL judge_model=NAME judge_key=VARIABLE (an OpenAI-compatible API). Prints and "
+        "writes tables with 95 %% intervals; ends with 1 if questions have no prediction.",
     )
     score.add_argument("words", nargs="+", metavar="KEY=VALUE")
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -134,6 +134,27 @@ def caption_question(caption: Item, choice: Item) -> Item:
         choice: The first multiple-choice question about the same aspect of the same clip.
     """
     return replace(choice, item_id=caption.item_id, kind="captioning", task=caption.task)
+
+
+def asked(item: Item, items: Mapping[str, Item]) -> Item:
+    """The question that the judge of an item gets: the item, but for captions (:func:`caption_question`).
+
+    Args:
+        item: The question to be judged.
+        items: All questions of the benchmark by their ids.
+
+    Raises:
+        DataError: A caption whose multiple-choice question is not among them.
+    """
+    if item.kind != "captioning":
+        return item
+    wanted = item.item_id.replace("/captioning/", "/multi-choice/").rpartition("/")[0] + "/0"
+    if wanted in items:
+        return caption_question(item, items[wanted])
+    raise DataError(
+        f"{item.item_id} is a caption, which is judged by the question {wanted}; add the official file "
+        "multi-choice.json to questions= (with allow_missing=true, if its questions were not asked)."
+    )
 
 
 def _mmvu_messages(item: Item, response: str) -> Messages:

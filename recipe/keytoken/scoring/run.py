@@ -7,12 +7,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from keytoken.errors import DataError
+from tqdm import tqdm
+
+from keytoken.errors import ConfigurationError, DataError
+from keytoken.rewards.extract import final_text
 from keytoken.scoring.benchmarks import get_benchmark
 from keytoken.scoring.benchmarks.base import Benchmark
+from keytoken.scoring.chat import Endpoint
 from keytoken.scoring.compare import Comparison, compare
 from keytoken.scoring.files import PredictionFile
 from keytoken.scoring.items import Item
+from keytoken.scoring.judge import Judge
+from keytoken.scoring.judge_prompts import asked
 from keytoken.scoring.predictions import read_predictions, shown
 from keytoken.scoring.report import Report, markdown, write_report
 from keytoken.scoring.score import Scores, align, rule_of, score_predictions
@@ -33,6 +39,10 @@ class ScoreOptions:
         variant: A named variant of the benchmark's rule; null for the official one.
         out: Folder of the report; null for ``outputs/scores/<benchmark>-<name of the file>``.
         allow_missing: Questions without a prediction are no failure.
+        judge: Base of an OpenAI-compatible API, for what the rule cannot decide; null for none.
+        judge_model: Name of the judge's model there.
+        judge_key: Environment variable that holds the key.
+        judge_replies: File that keeps the replies; null for ``judge.jsonl`` in the folder of the report.
     """
 
     benchmark: str
@@ -42,6 +52,10 @@ class ScoreOptions:
     variant: str | None = None
     out: str | None = None
     allow_missing: bool = False
+    judge: str | None = None
+    judge_model: str | None = None
+    judge_key: str = "OPENAI_API_KEY"
+    judge_replies: str | None = None
 
 
 def run_score(options: ScoreOptions, say: Say) -> int:
@@ -56,17 +70,21 @@ def run_score(options: ScoreOptions, say: Say) -> int:
     benchmark = get_benchmark(options.benchmark)
     rule_of(benchmark, options.variant)  # a wrong name is said before files are read
     path = Path(options.predictions).expanduser()
+    folder = Path(options.out or Path("outputs") / "scores" / f"{benchmark.name}-{path.stem}").expanduser()
+    judge = judge_of(options, folder)
     file = read_predictions(path, benchmark)
     items = questions(benchmark, file, options.questions)
-    scores = score_predictions(benchmark, items, align(file, items), options.variant)
+    scores = _judged(score_predictions(benchmark, items, align(file, items), options.variant), judge, items)
     comparisons: dict[str, Comparison] = {}
     notes: list[str] = []
     if options.compare is not None:
         earlier = read_predictions(Path(options.compare).expanduser(), benchmark)
         others = score_predictions(benchmark, items, align(earlier, items), options.variant)
+        others = _judged(others, judge, items)
         comparisons, notes = _compared(options.compare, others, scores)
+    if judge is not None and judge.undecided:
+        notes.append(f"The judge left {len(judge.undecided)} answers undecided: {_reasons(judge)}.")
     report = Report(scores=scores, about=about(file), comparisons=comparisons, notes=notes)
-    folder = Path(options.out or Path("outputs") / "scores" / f"{benchmark.name}-{path.stem}").expanduser()
     target = write_report(folder, report)
     say(markdown(report))
     say(f"Report: {target}")
@@ -124,21 +142,46 @@ def _compared(
     return comparisons, notes
 
 
-def with_judge(scores: Scores, judge: str, decide: Callable[..., Sequence]) -> Scores:
-    """Scores whose undecided answers a judge has decided.
+def judge_of(options: ScoreOptions, folder: Path) -> Judge | None:
+    """The judge of the options, if they name one; its replies are kept in the folder unless they say where.
+
+    Raises:
+        ConfigurationError: Half of the settings, or ones that cannot work.
+    """
+    if options.judge is None and options.judge_model is None:
+        return None
+    if options.judge is None or options.judge_model is None:
+        raise ConfigurationError("A judge has two settings: add judge=URL and judge_model=NAME.")
+    endpoint = Endpoint(url=options.judge, model=options.judge_model, key_variable=options.judge_key)
+    return Judge(endpoint, Path(options.judge_replies or folder / "judge.jsonl").expanduser())
+
+
+def _judged(scores: Sequence[Scores], judge: Judge | None, items: Sequence[Item]) -> list[Scores]:
+    return [entry if judge is None else with_judge(entry, judge, items) for entry in scores]
+
+
+def with_judge(scores: Scores, judge: Judge, items: Sequence[Item]) -> Scores:
+    """Scores whose undecided answers the judge has decided, as far as it could.
 
     Args:
         scores: Verdicts by rule.
-        judge: Name of the judge's model, for the report.
-        decide: From (item, response) pairs to verdicts in their order.
+        judge: It is asked, with a progress bar, what it was not asked before.
+        items: All questions; those of captions are judged by multiple-choice questions among them.
     """
+    by_id = {item.item_id: item for item in items}
     undecided = [
-        index
+        (index, asked(answer.item, by_id), final_text(answer.prediction.response))
         for index, answer in enumerate(scores.answers)
         if answer.verdict.score is None and answer.prediction.response is not None
     ]
-    pairs = [(scores.answers[index].item, scores.answers[index].prediction.response) for index in undecided]
     answers = list(scores.answers)
-    for index, verdict in zip(undecided, decide(pairs), strict=True):
+    with tqdm(total=len(undecided), desc="judge", unit="answer", disable=not undecided) as bar:
+        verdicts = judge.decide([(item, text) for _, item, text in undecided], lambda *_: bar.update())
+    for (index, _, _), verdict in zip(undecided, verdicts, strict=True):
         answers[index] = dataclasses.replace(answers[index], verdict=verdict)
-    return dataclasses.replace(scores, answers=answers, judge=judge)
+    return dataclasses.replace(scores, answers=answers, judge=judge.endpoint.model)
+
+
+def _reasons(judge: Judge) -> str:
+    first = list(judge.undecided.items())[:3]
+    return "; ".join(f"{item_id}: {reason}" for item_id, reason in first)
