@@ -12,6 +12,7 @@ from typing import Any
 
 from keytoken.data.cli import add_data
 from keytoken.errors import KeyTokenError
+from keytoken.evaluation.cli import add_evaluate
 from keytoken.scoring.cli import add_lmms_export, add_score
 
 
@@ -59,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.set_defaults(run=_bench)
     _add_sweep(commands)
     add_data(commands, say=print)
+    add_evaluate(commands, say=print)
     add_score(commands, say=print)
     add_lmms_export(commands, say=print)
     explain = commands.add_parser(

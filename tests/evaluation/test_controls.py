@@ -41,10 +41,10 @@ def test_scores_and_paired_differences() -> None:
     predictions = answers("none", real.tolist()) + answers("text", text.tolist())
     random.Random(0).shuffle(predictions)
     results = compared(items(200), predictions)
-    assert [(result.control, result.row.items) for result in results] == [("none", 200), ("text", 200)]
-    assert results[0].row.score.value == pytest.approx(real.mean())
+    assert [(result.control, result.num_questions) for result in results] == [("none", 200), ("text", 200)]
+    assert results[0].score.value == pytest.approx(real.mean())
     assert results[0].difference is None
-    difference = results[1].difference.difference
+    difference = results[1].difference
     paired = text.astype(float) - real
     assert difference.value == pytest.approx(paired.mean())
     spread = 1.96 * paired.std() / np.sqrt(200)  # the normal interval, by hand
@@ -62,14 +62,14 @@ def test_several_answers_to_a_question_are_one_score() -> None:
         for each in answers("none", hits, decoding="sampled", sample=sample)
     ]
     (result,) = compared(items(3), predictions)
-    assert (result.decoding, result.row.items) == ("sampled", 3)
-    assert result.row.score.value == pytest.approx((0.5 + 1 + 0) / 3)
+    assert (result.decoding, result.num_questions) == ("sampled", 3)
+    assert result.score.value == pytest.approx((0.5 + 1 + 0) / 3)
 
 
 def test_failed_answers_are_wrong() -> None:
     (result,) = compared(items(4), answers("blank", [True, None, True, None]))
-    assert result.row.score.value == 0.5
-    assert result.row.failed == 2
+    assert result.score.value == 0.5
+    assert result.num_failed == 2
     assert result.difference is None  # nothing to compare with
 
 
@@ -78,8 +78,8 @@ def test_what_shows_nothing_is_left_out_and_counted() -> None:
     results = compared(
         questions, answers("none", [True, True, False, True]) + answers("shuffled", [True] * 4)
     )
-    assert [result.row.items for result in results] == [3, 3]
-    assert results[1].difference.difference.value == pytest.approx(1 / 3)
+    assert [result.num_questions for result in results] == [3, 3]
+    assert results[1].difference.value == pytest.approx(1 / 3)
     assert "1 of 4 questions show nothing" in control_section(results, len(questions))
     assert compared(questions[3:], answers("none", [True] * 4)[3:]) == []
 
@@ -91,9 +91,9 @@ def test_what_only_a_judge_can_score_is_not_compared() -> None:
     benchmark = Benchmark(**{**vars(DEMO), "score": judged})
     predictions = answers("none", [True] * 3) + answers("blank", [False] * 3)
     results = compared(items(3), predictions, benchmark)
-    assert results[1].difference.items == 1
+    assert results[1].difference.value == -1.0  # of the one that the rule decides
     open_only = compared(items(3)[1:], [each for each in predictions if each.item_id != "i0"], benchmark)
-    assert [result.row.score for result in open_only] == [None, None]
+    assert [result.score for result in open_only] == [None, None]
     assert open_only[1].difference is None
     assert control_section(open_only, 2).count("undecided") == 2
 
@@ -101,8 +101,8 @@ def test_what_only_a_judge_can_score_is_not_compared() -> None:
 def test_question_without_an_answer_under_the_control_is_not_compared() -> None:
     predictions = answers("none", [True, False, True, True]) + answers("blank", [True, True])
     results = {result.control: result for result in compared(items(4), predictions)}
-    assert results["blank"].row.items == results["blank"].difference.items == 2
-    assert results["blank"].difference.difference.value == 0.5
+    assert results["blank"].num_questions == 2
+    assert results["blank"].difference.value == 0.5
 
 
 def test_section_has_a_line_for_each_control() -> None:
@@ -117,7 +117,10 @@ def test_section_has_a_line_for_each_control() -> None:
     assert "0.500 [" in rows[1]
     assert "-0.500 [" in rows[1]
     assert "| 0.25 |" in rows[1]  # three of three changed for the worse: 2 / 2^3
-    assert as_json(results)[1]["difference"]["difference"]["value"] == -0.5
+    assert as_json(results)[1]["difference"]["value"] == -0.5
+    # All questions changed alike: no interval in the text, no infinity in the JSON.
+    assert rows[2].endswith("| -1.000 | 0.0312 |")
+    assert as_json(results)[2]["difference"] == {"value": -1.0, "low": None, "high": None}
 
 
 def _fields(item: Item) -> dict[str, Any]:

@@ -22,10 +22,11 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from keytoken.attribution.views.frames import changing_order
 from keytoken.compose import compose_config
+from keytoken.data import timed
 from keytoken.data.contract import SamplingContract
 from keytoken.demo.render import draw_clip, write_clip
 from keytoken.demo.rows import question_row, split_question
-from keytoken.errors import ConfigurationError, DataError
+from keytoken.errors import ClipError, ConfigurationError, DataError
 from keytoken.evaluation.rows import conversation
 from keytoken.verl_adapter.agent_loop import VideoAgentLoop
 from keytoken.verl_adapter.dataset import VideoDataset
@@ -125,6 +126,27 @@ def test_evaluation_sends_what_training_sends(
         assert prompt.videos == request["video_data"] is None
     if shows == "image":
         assert prompt.images == request["image_data"]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_clip_that_takes_too_long_is_an_error(
+    cached: bool, tiny_model: Path, clip: Path, tmp_path: Path
+) -> None:
+    """A second clip is read all the same, and is that of a reader without a limit."""
+    messages = conversation("", [clip])
+    data = {"sampling_contract": CONTRACT, "frame_cache": str(tmp_path / "cache") if cached else None}
+    hurried = PromptMaker(tiny_model, {**data, "clip_limit_s": 1e-6})
+    with pytest.raises(ClipError, match="not decoded within"):
+        hurried.read(messages)
+    patient = PromptMaker(tiny_model, {**data, "clip_limit_s": 120.0})
+    ((frames, metadata),), ((free, free_metadata),) = (
+        maker.read(messages).videos or [] for maker in (patient, PromptMaker(tiny_model, data))
+    )
+    assert torch.equal(frames, free)
+    assert metadata == free_metadata
+    for idle in timed._IDLE.values():
+        for process in idle:
+            process.stop()
 
 
 def test_blank_is_the_processors_mean_colour(maker: PromptMaker, clip: Path) -> None:

@@ -5,13 +5,14 @@ Compared are questions that show something, each by the mean of its answers, eac
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from keytoken.scoring.compare import Difference, compare
+from keytoken.scoring.compare import compare
 from keytoken.scoring.items import CONTROLS
-from keytoken.scoring.score import Row, Scores, item_scores, tables
+from keytoken.scoring.score import Scores, item_scores, tables
 from keytoken.scoring.statistics import Estimate
 
 TITLES = {
@@ -29,15 +30,21 @@ class ControlResult:
     Attributes:
         decoding: Kind of the answers.
         control: What was done to the picture.
-        row: Score of the questions that show something.
+        num_questions: Questions with an answer that show something.
+        num_failed: Their answers that failed, counted as wrong.
+        score: Score of these questions; None if a judge would have to decide all of them.
         difference: The score under the control minus that with the video, question by question; None for the
             video itself, and where no question was decided both ways.
+        p_value: McNemar's exact test of that difference; None where it does not apply.
     """
 
     decoding: str
     control: str
-    row: Row
-    difference: Difference | None
+    num_questions: int
+    num_failed: int
+    score: Estimate | None
+    difference: Estimate | None = None
+    p_value: float | None = None
 
 
 def compare_controls(scores: Sequence[Scores]) -> list[ControlResult]:
@@ -50,10 +57,13 @@ def compare_controls(scores: Sequence[Scores]) -> list[ControlResult]:
             here = shown.get((decoding, control))
             if here is None or not here.answers:
                 continue
-            difference = None
+            row = tables(here)[0].rows[0]
+            result = ControlResult(decoding, control, row.items, row.failed, row.score)
             if base is not None and control != "none" and _both(base, here):
-                difference = compare(base, here).rows[0]
-            results.append(ControlResult(decoding, control, tables(here)[0].rows[0], difference))
+                found = compare(base, here).rows[0]
+                p_value = found.test.p_value if found.test else None
+                result = dataclasses.replace(result, difference=found.difference, p_value=p_value)
+            results.append(result)
     return results
 
 
@@ -66,14 +76,12 @@ def control_section(results: Sequence[ControlResult], num_items: int) -> str:
         "|---|---|--:|--:|---|---|--:|",
     ]
     for result in results:
-        row, difference = result.row, result.difference
-        score = "undecided" if row.score is None else _interval(row.score)
-        cells = [result.decoding, TITLES[result.control], str(row.items), str(row.failed), score]
-        test = difference.test if difference else None
-        cells.append(_interval(difference.difference, "+") if difference else "")
-        cells.append(f"{test.p_value:.3g}" if test else "")
+        cells = [result.decoding, TITLES[result.control], str(result.num_questions), str(result.num_failed)]
+        cells.append("undecided" if result.score is None else _interval(result.score))
+        cells.append("" if result.difference is None else _interval(result.difference, "+"))
+        cells.append("" if result.p_value is None else f"{result.p_value:.3g}")
         lines.append(f"| {' | '.join(cells)} |")
-    asked = max((result.row.items for result in results), default=0)
+    asked = max((result.num_questions for result in results), default=0)
     lines += [
         "",
         "Brackets: 95 % intervals (bootstrap over clips; differences paired by question). p: McNemar's exact "
@@ -86,8 +94,8 @@ def control_section(results: Sequence[ControlResult], num_items: int) -> str:
 
 
 def as_json(results: Sequence[ControlResult]) -> list[dict[str, Any]]:
-    """The results as plain values."""
-    return [asdict(result) for result in results]
+    """The results as plain values; an end of an interval that is infinite is null."""
+    return [_finite(asdict(result)) for result in results]
 
 
 def _showing(scores: Scores) -> Scores:
@@ -100,5 +108,13 @@ def _both(base: Scores, here: Scores) -> bool:
     return bool(item_scores(base.answers).keys() & item_scores(here.answers).keys())
 
 
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _interval(estimate: Estimate, sign: str = "") -> str:
+    if math.isinf(estimate.low):
+        return f"{estimate.value:{sign}.3f}"  # all differences are equal: nothing to tell an interval from
     return f"{estimate.value:{sign}.3f} [{estimate.low:{sign}.3f}, {estimate.high:{sign}.3f}]"

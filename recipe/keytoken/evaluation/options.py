@@ -37,6 +37,7 @@ class EvaluateOptions:
         max_model_len: Longest prompt and answer; null for what the sampling contract can need.
         limit: Only this many questions, the first ones; null for all.
         jobs: Clips decoded at the same time.
+        clip_limit_s: Seconds that decoding a clip may take; more is a failed answer.
         concurrency: Questions in the engine or on their way to it; bounds the memory for frames.
         max_failures: More failed answers than this stop the run; null for 5 %, but at least 20.
         retry_failed: Ask again where an earlier call of the same command has failed.
@@ -63,6 +64,7 @@ class EvaluateOptions:
     max_model_len: int | None = None
     limit: int | None = None
     jobs: int = 2
+    clip_limit_s: float = 60.0
     concurrency: int = 16
     max_failures: int | None = None
     retry_failed: bool = False
@@ -83,6 +85,7 @@ class EvaluateOptions:
         for key in _COUNTS:
             value = getattr(self, key)
             require(value is None or value >= 1, f"{COMMAND}: {key} is {value}; give it at least 1.")
+        require(self.clip_limit_s > 0.0, f"{COMMAND}: clip_limit_s is {self.clip_limit_s}; give it some.")
         for key in ("max_failures", "seed"):
             value = getattr(self, key)
             require(value is None or value >= 0, f"{COMMAND}: {key} is {value}; give it at least 0.")

@@ -11,7 +11,8 @@ image that cannot be read, a prompt longer than the limit. Each is listed with i
 Own keys of the ``data`` block: ``sampling_contract`` (fields of :class:`SamplingContract`; the patch
 size comes from the processor), ``quarantine_file`` and ``frame_cache``, a folder
 (:mod:`keytoken.data.cache`). Without a cache a clip is decoded when the dataset is opened and whenever its
-prompt is drawn; with one, once.
+prompt is drawn; with one, once. Evaluation, which scans no clips beforehand, also sets ``clip_limit_s``, the
+seconds that decoding a clip may take.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +32,11 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image
 
-from keytoken.data.cache import CacheStatistics, Shape, clip_shape, frame_cache
+from keytoken.data.cache import CacheStatistics, FrameCache, Read, Shape, clip_shape, frame_cache
 from keytoken.data.clips import Clip, read_clip
 from keytoken.data.contract import SamplingContract
 from keytoken.data.quarantine import Quarantined, scan_rows
+from keytoken.data.timed import read_clip_within
 from keytoken.errors import ConfigurationError, DataError
 from keytoken.verl_adapter.compat import RLHFDataset
 
@@ -198,16 +201,26 @@ def _clip_path(item: Mapping[str, Any]) -> str:
 
 
 def _read(path: str, contract: SamplingContract, config: Mapping[str, Any]) -> Clip:
-    root = config.get("frame_cache")
+    root, limit_s = config.get("frame_cache"), config.get("clip_limit_s")
     if root is None:
-        clip = read_clip(path, contract)
+        clip = _reader(limit_s)(path, contract)
         counts = CacheStatistics(decodes=1, decoded_bytes=clip.frames.nbytes)
     else:
-        clip, counts = frame_cache(root).fetch(path, contract)
+        clips = frame_cache(root) if limit_s is None else _limited_cache(root, limit_s)
+        clip, counts = clips.fetch(path, contract)
     counter = _COUNTER.get()
     if counter is not None:
         counter.add(counts)
     return clip
+
+
+def _reader(limit_s: float | None) -> Read:
+    return read_clip if limit_s is None else partial(read_clip_within, limit_s=limit_s)
+
+
+@cache
+def _limited_cache(root: str, limit_s: float) -> FrameCache:
+    return FrameCache(root, read=_reader(limit_s))
 
 
 @contextmanager
