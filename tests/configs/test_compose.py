@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from keytoken.attribution.methods import METHODS
 from keytoken.compose import STUDIES, groups
+from keytoken.data.contract import SamplingContract
 from keytoken.golden import load_preset
 from keytoken.main import load_config
 from keytoken.schema import LossConfig, MethodConfig, SelectionConfig
@@ -224,6 +225,18 @@ def test_the_baseline_differs_in_the_selection_only(published: DictConfig) -> No
 def test_an_experiment_leaves_the_choice_of_the_policy() -> None:
     chosen = run_of("experiment=video_ktr_7b", "policy=qwen2_5_vl_3b")
     assert chosen.actor_rollout_ref.model.path == "Qwen/Qwen2.5-VL-3B-Instruct"
+
+
+def test_the_presets_of_sampling_and_single_keys_of_them() -> None:
+    """What the command line names comes before what an experiment chose."""
+    assert plain(run_of(*DEMO).keytoken.sampling) == plain(run_of(*DEMO).data.sampling_contract)
+    for name, words in (("demo", ()), ("eval_64f", ("sampling=eval_64f",))):
+        given = plain(run_of(*DEMO, *words, "keytoken.sampling.fps=1.0").keytoken.sampling)
+        preset = SamplingContract.preset(name)
+        assert SamplingContract.from_mapping(given) == dataclasses.replace(preset, fps=1.0)
+    assert SamplingContract.from_mapping(plain(run_of().keytoken.sampling)) == SamplingContract.preset(
+        "video_r1_16f"
+    )
 
 
 def test_gpus_train_in_bf16_with_fp32_weights(published: DictConfig) -> None:

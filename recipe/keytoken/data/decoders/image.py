@@ -23,8 +23,8 @@ def decode(path: Path, contract: SamplingContract) -> Decoded:
         with Image.open(path) as image:
             durations, frames = [], []
             for frame in ImageSequence.Iterator(image):
+                frames.append(_rgb(frame))  # loads it; a WebP frame has no duration before
                 durations.append(float(frame.info.get("duration") or 0) / 1000 or _DEFAULT_SECONDS)
-                frames.append(_rgb(frame))
     except _ERRORS as error:
         raise DecoderError(f"not an image that can be read ({error})") from error
     times = np.cumsum([0.0, *durations])
