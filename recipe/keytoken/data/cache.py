@@ -97,7 +97,7 @@ class FrameCache:
         self, root: str | os.PathLike[str], max_bytes: int | None = None, read: Read = read_clip
     ) -> None:
         self.root = Path(root).expanduser()
-        if self.root.exists() and not self.root.is_dir():
+        if os.path.exists(self.root) and not os.path.isdir(self.root):
             raise ConfigurationError(f"frame cache {self.root}: is a file; name a folder")
         self.max_bytes = max_bytes
         self.statistics = CacheStatistics()
@@ -203,7 +203,7 @@ class FrameCache:
 
     def _load(self, entry: Path, path: str, counts: CacheStatistics) -> Clip | None:
         try:
-            clip = read_frames(entry, path)
+            clip = read_frames(entry, str(Path(path)))  # as read_clip writes it
         except (FileNotFoundError, OtherVersionError):
             counts.misses += 1
             return None
