@@ -9,16 +9,17 @@ from pathlib import Path
 from tqdm import tqdm
 
 from keytoken.data.contract import SamplingContract
+from keytoken.data.headers import Header, Inspection, MediaKind, num_vision_tokens
 from keytoken.data.prepare import get_converter
 from keytoken.data.prepare.converters import Converter
 from keytoken.data.prepare.duplicates import Located, sort_out
-from keytoken.data.prepare.headers import Header, Inspection, inspect_all, num_vision_tokens
+from keytoken.data.prepare.inspection import inspect_all
 from keytoken.data.prepare.ledger import Ledger
 from keytoken.data.prepare.media import locate
 from keytoken.data.prepare.output import check_target, write_dataset
 from keytoken.data.prepare.overlap import find_overlaps, read_references
 from keytoken.data.prepare.rows import Entry
-from keytoken.data.prepare.samples import MediaKind, RowProblem, checked
+from keytoken.data.prepare.samples import RowProblem, checked
 from keytoken.data.prepare.settings import PrepareSettings
 from keytoken.data.prepare.sources import read_source, table_columns
 from keytoken.errors import DataError

@@ -14,8 +14,9 @@ import json
 import re
 from collections.abc import Sequence
 
+from keytoken.data.headers import MediaKind
 from keytoken.data.prepare.converters import Converter, Values, answer_text, option_texts, optional_text
-from keytoken.data.prepare.samples import Draft, MediaKind, RowProblem
+from keytoken.data.prepare.samples import Draft, RowProblem
 from keytoken.errors import DataError
 
 _NAMES = {

@@ -1,6 +1,5 @@
 """Finds the clip or image that a row names, below the media root and nowhere else."""
 
-import hashlib
 import os
 import re
 from pathlib import Path
@@ -9,7 +8,6 @@ from keytoken.data.prepare.samples import Draft, RowProblem
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:(?://|[^\\/])")
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
-_QUICK_BYTES = 64 * 1024
 
 
 def locate(draft: Draft, root: Path) -> Path:
@@ -61,25 +59,3 @@ def locate(draft: Draft, root: Path) -> Path:
     if size == 0:
         raise RowProblem("media empty", f"{path} has 0 bytes; copy or download it again")
     return real
-
-
-def quick_hash(path: Path) -> str:
-    """Digest of a file's size and of 64 KiB at its start, middle and end; enough to tell clips apart.
-
-    Two clips with equal digests are nearly surely the same file. It cannot show that a file is undamaged: use
-    :func:`full_hash` for that.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    size = path.stat().st_size
-    digest.update(str(size).encode())
-    with path.open("rb") as file:
-        for start in (0, max(0, size // 2 - _QUICK_BYTES // 2), max(0, size - _QUICK_BYTES)):
-            file.seek(start)
-            digest.update(file.read(_QUICK_BYTES))
-    return digest.hexdigest()
-
-
-def full_hash(path: Path) -> str:
-    """SHA-256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

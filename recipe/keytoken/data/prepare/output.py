@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from keytoken.data.contract import SamplingContract
+from keytoken.data.headers import full_hash
 from keytoken.data.prepare.ledger import Ledger
-from keytoken.data.prepare.media import full_hash
 from keytoken.data.prepare.report import as_json, as_markdown
 from keytoken.data.prepare.rows import SCHEMA, to_row
 from keytoken.data.prepare.settings import PrepareSettings

@@ -33,7 +33,7 @@ class Reference:
         question: Its wording, without options.
         options: Texts, in whatever order.
         answer: The text of the right answer.
-        content: :func:`~keytoken.data.prepare.media.quick_hash` of the file, if it is known.
+        content: :func:`~keytoken.data.headers.quick_hash` of the file, if it is known.
     """
 
     origin: str

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from keytoken.data.prepare.headers import Header
+from keytoken.data.headers import Header
 from keytoken.data.prepare.samples import MULTIPLE_CHOICE, Sample
 from keytoken.scoring.prompts import render, with_options
 

@@ -10,13 +10,11 @@ import string
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from keytoken.block import unknown_name
+from keytoken.data.headers import MediaKind
 from keytoken.errors import DataError
 from keytoken.rewards.answers import ACCURACY_REWARDS, MAX_CHARACTERS, parse_number
-
-MediaKind = Literal["video", "image"]
 
 MULTIPLE_CHOICE = "multiple choice"
 NUMERICAL = "numerical"

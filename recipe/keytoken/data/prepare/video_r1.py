@@ -11,8 +11,9 @@ them to that folder as text, and so does this one, unless such a path lies below
 
 from pathlib import PurePosixPath
 
+from keytoken.data.headers import MediaKind
 from keytoken.data.prepare.converters import Converter, Values, answer_text, option_texts, optional_text, text
-from keytoken.data.prepare.samples import MULTIPLE_CHOICE, Draft, MediaKind, RowProblem
+from keytoken.data.prepare.samples import MULTIPLE_CHOICE, Draft, RowProblem
 
 _KINDS: dict[str, MediaKind] = {"video": "video", "image": "image"}
 

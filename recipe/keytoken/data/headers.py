@@ -1,34 +1,32 @@
-"""Size and length of clips and images from their headers, without decoding them, in parallel children.
+"""Size and length of clips and images from their headers, without decoding them.
 
 The length that a header states is not always what decodes: a truncated file keeps its header, and Matroska
 states a duration only. ``frames_from`` says where the number comes from; training counts again when it opens
-a clip. ``check=decode`` reads every clip as training would.
+a clip.
 
-A header can hang a demuxer as a frame can hang a decoder, so files are opened in child processes that are
-killed when they take too long.
+Imports little, since children that may be killed start with it, and nothing later: the time limit of a file
+is not for imports.
 """
 
-import functools
+import hashlib
 import json
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from tqdm import tqdm
+import av
+from av.stream import Disposition
+from PIL import Image, UnidentifiedImageError
 
-from keytoken.data.child import ClipProcess
 from keytoken.data.contract import SamplingContract, resized_shape, select_frames
-from keytoken.data.prepare.media import full_hash, quick_hash
-from keytoken.data.prepare.samples import MediaKind
 from keytoken.errors import ClipError
+
+MediaKind = Literal["video", "image"]
 
 _STILL_FORMATS = ("image2", "_pipe", "gif", "apng", "webp")
 # What qwen_vl_utils allows an image whose row says nothing, in vision tokens.
 _IMAGE_TOKENS = (4, 16384)
+_QUICK_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +42,7 @@ class Header:
         frames_from: "header", "duration" (times frame rate) or "packets" (counted); "image" for an image.
         codec: Name of the codec or image format.
         num_bytes: Size of the file.
-        quick: :func:`~keytoken.data.prepare.media.quick_hash`.
+        quick: :func:`quick_hash`.
         sha256: Of the content; empty unless asked for.
     """
 
@@ -66,7 +64,8 @@ class Inspection:
 
     Attributes:
         full: Also take the SHA-256.
-        contract: Also decode by this contract; None to leave it at the header.
+        contract: Also decode by this contract (:mod:`keytoken.data.prepare.decoding`); None to leave it at
+            the header.
     """
 
     full: bool = False
@@ -83,14 +82,10 @@ def inspect_file(path: str, kind: MediaKind, asked: Inspection) -> Header:
     """Read one header.
 
     Raises:
-        ClipError: The file is not what the row says, has no frames, or cannot be opened or decoded.
+        ClipError: The file is not what it is supposed to be, has no frames, or cannot be opened.
     """
-    file, decode = Path(path), asked.contract is not None
-    header = _image_header(file, decode) if kind == "image" else _video_header(file)
-    if asked.contract is not None and kind == "video":
-        from keytoken.data.clips import read_clip  # brings torch along
-
-        read_clip(file, asked.contract)
+    file = Path(path)
+    header = _image_header(file, asked) if kind == "image" else _video_header(file)
     return replace(header, sha256=full_hash(file)) if asked.full else header
 
 
@@ -112,13 +107,11 @@ def num_vision_tokens(header: Header, kind: MediaKind, contract: SamplingContrac
     return frames // contract.temporal_patch_size * (height // tile) * (width // tile)
 
 
-def _image_header(path: Path, decode: bool) -> Header:
-    from PIL import Image, UnidentifiedImageError
-
+def _image_header(path: Path, asked: Inspection) -> Header:
     try:
         with Image.open(path) as image:
             (width, height), codec = image.size, image.format or "image"
-            if decode:
+            if asked.contract is not None:
                 image.load()
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ClipError(f"{path} is no image that can be read; convert it or drop the row") from error
@@ -126,8 +119,6 @@ def _image_header(path: Path, decode: bool) -> Header:
 
 
 def _video_header(path: Path) -> Header:
-    import av
-
     try:
         with av.open(str(path), metadata_errors="replace") as container:
             name = container.format.name
@@ -159,8 +150,6 @@ def _video_header(path: Path) -> Header:
 
 def _is_cover(stream: Any) -> bool:
     """Whether a video stream is the cover picture of a sound file."""
-    from av.stream import Disposition
-
     return bool(stream.disposition & Disposition.attached_pic)
 
 
@@ -170,94 +159,23 @@ def _duration(container: Any, stream: Any) -> float:
     return container.duration / 1_000_000 if container.duration else 0.0
 
 
-def inspect_all(
-    files: Sequence[tuple[Path, MediaKind]],
-    asked: Inspection,
-    *,
-    jobs: int,
-    limit_s: float,
-    cache: Path | None = None,
-) -> dict[tuple[Path, MediaKind], Header | str]:
-    """Inspect every file once.
+def quick_hash(path: Path) -> str:
+    """Digest of a file's size and of 64 KiB at its start, middle and end; enough to tell clips apart.
 
-    Args:
-        files: Each file once for what it is supposed to be.
-        asked: What to find out.
-        jobs: Children at work at a time.
-        limit_s: Seconds allowed for one file.
-        cache: A file that remembers headers from run to run, and lets an interrupted run go on; a file that
-            failed is tried again.
-
-    Returns:
-        The header of each file, or why there is none, in the order of ``files``.
+    Two clips with equal digests are nearly surely the same file. It cannot show that a file is undamaged: use
+    :func:`full_hash` for that.
     """
-    known = _remembered(cache)
-    keys = {file: asked.key(*file) for file in files}
-    found: dict[tuple[Path, MediaKind], Header | str] = {
-        file: known[key] for file, key in keys.items() if key in known
-    }
-    unknown = [file for file in files if file not in found]
-    with _children(asked, limit_s) as call, _notebook(cache) as remember, ThreadPoolExecutor(jobs) as pool:
-        futures: dict[Future[Header | str], tuple[Path, MediaKind]] = {
-            pool.submit(call, *file): file for file in unknown
-        }
-        try:
-            for future in tqdm(as_completed(futures), "media", len(futures), unit="file", mininterval=1.0):
-                file, result = futures[future], future.result()
-                found[file] = result
-                if isinstance(result, Header):
-                    remember(keys[file], result)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return {file: found[file] for file in files}
+    digest = hashlib.blake2b(digest_size=16)
+    size = path.stat().st_size
+    digest.update(str(size).encode())
+    with path.open("rb") as file:
+        for start in (0, max(0, size // 2 - _QUICK_BYTES // 2), max(0, size - _QUICK_BYTES)):
+            file.seek(start)
+            digest.update(file.read(_QUICK_BYTES))
+    return digest.hexdigest()
 
 
-@contextmanager
-def _children(asked: Inspection, limit_s: float) -> Iterator[Callable[[Path, MediaKind], Header | str]]:
-    """A function that inspects a file in a child of the calling thread."""
-    own = threading.local()
-    with ExitStack() as started:
-
-        def call(path: Path, kind: MediaKind) -> Header | str:
-            children = own.__dict__
-            if kind not in children:
-                work = functools.partial(inspect_file, kind=kind, asked=asked)
-                children[kind] = started.enter_context(ClipProcess(work, limit_s))
-            try:
-                header: Header = children[kind].run(str(path))
-            except ClipError as error:
-                return str(error)
-            return header
-
-        yield call
-
-
-def _remembered(cache: Path | None) -> Mapping[str, Header]:
-    """Headers of earlier runs; a line that was cut when one was stopped is left out."""
-    headers: dict[str, Header] = {}
-    if cache is not None and cache.is_file():
-        with cache.open(encoding="utf-8") as lines:
-            for line in lines:
-                try:
-                    entry = json.loads(line)
-                    headers[entry["key"]] = Header(**entry["header"])
-                except (json.JSONDecodeError, TypeError, KeyError):
-                    continue
-    return headers
-
-
-@contextmanager
-def _notebook(cache: Path | None) -> Iterator[Callable[[str, Header], None]]:
-    """A function that appends a header to the cache; each line is out of our hands when it returns."""
-    if cache is None:
-        yield lambda key, header: None
-        return
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    with cache.open("a", encoding="utf-8", buffering=1) as file:
-        file.write("\n")  # ends a line that was cut
-
-        def remember(key: str, header: Header) -> None:
-            file.write(json.dumps({"key": key, "header": asdict(header)}) + "\n")
-
-        yield remember
+def full_hash(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
