@@ -63,6 +63,7 @@ def of_lines(rows: list[Any]) -> str:
         ("mvbench", MVBENCH, "3967", "MVBench/FunQA_test/test/test_magic/M_Z_30.mp4", {}),
         ("videomme", VIDEOMME, "001-1", "fFjv93ACGo8.mp4", {"duration": "short", "domain": "Knowledge"}),
         ("videomme", MMVU, "3967", "Modern_Physics/6.mp4", {}),
+        ("videommmu", MMVU, "3967", "Modern_Physics/6.mp4", {}),
     ],
 )
 def test_outputs_in_video_r1_s_form(

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from keytoken.errors import DataError
@@ -29,6 +30,7 @@ from keytoken.rewards.extract import final_text, has_answer, numbers_in
 from keytoken.scoring.benchmarks.base import Benchmark
 from keytoken.scoring.items import UNMATCHED, Item, Verdict
 from keytoken.scoring.rows import Placed, Row, read_document, read_rows, require_unique, text
+from keytoken.scoring.video_r1 import item_of
 
 NAME = "videommmu"
 TRACKS = ("Perception", "Comprehension", "Adaptation")
@@ -262,5 +264,6 @@ BENCHMARK = Benchmark(
     read=read,
     prompt=prompt,
     score=score,
+    item=partial(item_of, benchmark=NAME),
     compared=compared,
 )
