@@ -1,4 +1,4 @@
-"""The exported task folder, read the way lmms-eval reads one. lmms-eval itself is not run here."""
+"""The exported task folder, read the way lmms-eval reads one. These tests do not run lmms-eval itself."""
 
 from __future__ import annotations
 

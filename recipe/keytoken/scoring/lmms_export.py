@@ -1,9 +1,10 @@
 """``keytoken lmms-export``: a benchmark as a task folder of lmms-eval, to cross-check results there.
 
-The folder has ``keytoken_<benchmark>.yaml``, ``utils.py`` and ``questions.jsonl``, and is used by
-``python -m lmms_eval --include_path FOLDER --tasks keytoken_<benchmark> --log_samples ...`` in an environment
-where both packages are installed. Keys of the YAML: those of ``TaskConfig`` in lmms-eval 0.7.3
-(``api/task.py``). The folder holds absolute paths; export again instead of moving it.
+The folder has ``keytoken_<benchmark>.yaml``, ``utils.py`` and ``questions.jsonl``, and is used by ``python
+-m lmms_eval --include_path FOLDER --tasks keytoken_<benchmark> --log_samples ...`` in an environment where
+both packages are installed. Keys of the YAML: those of ``TaskConfig`` in lmms-eval 0.7.3
+(``api/task.py``); a task with four questions was run there with its dummy model, and its sample log scored
+here gave the same. The folder holds absolute paths; export again instead of moving it.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ Formats:
 - ``video-r1``: ``{"results": [...]}`` or a list, with ``problem``, ``output``, ``reward``. Its script writes
   ``<answer>error</answer>`` for every answer of a batch that failed: those are failed samples.
 - ``tempcompass``: clips, aspects and lists of questions with ``prediction``; also the official evaluation.
+- ``video-mme``: the template of outputs of Video-MME: videos with ``questions`` that have a ``response``.
 - ``plain``: rows with ``item_id`` (``id``, ``question_id``) and ``response`` (``prediction``, ``output``).
 
 Add one: a function that tells it, a function that reads it, one line in ``FORMATS``; the first match reads.
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from keytoken.errors import DataError
-from keytoken.scoring.benchmarks import tempcompass
+from keytoken.scoring.benchmarks import tempcompass, videomme
 from keytoken.scoring.benchmarks.base import Benchmark
 from keytoken.scoring.files import Content, PredictionFile, read_content
 from keytoken.scoring.items import CONTROLS, Item, Prediction
@@ -157,6 +158,16 @@ def _read_tempcompass(content: Content, benchmark: Benchmark) -> PredictionFile:
     return _with_items(content, pairs)
 
 
+def _read_video_mme(content: Content, benchmark: Benchmark) -> PredictionFile:
+    if benchmark.name != videomme.BENCHMARK.name:
+        raise DataError(f"{content.path} is a file of Video-MME; give benchmark={videomme.BENCHMARK.name}.")
+    pairs = []
+    for place, row in (one for video in content.rows for one in videomme.questions(*video)):
+        item = videomme.official_item(row, place)
+        pairs.append((item, _answer(item.item_id, _response(row, place, ("response",)), None)))
+    return _with_items(content, pairs)
+
+
 def _read_plain(content: Content, benchmark: Benchmark) -> PredictionFile:
     predictions = [
         _answer(text(row, place, *_IDS), _response(row, place, _RESPONSES), None)
@@ -263,6 +274,9 @@ FORMATS: dict[str, Format] = {
     "tw-grpo": Format(lambda content: _every_row(content, "question", "model_output"), _read_tw_grpo),
     "video-r1": Format(_is_video_r1, _read_video_r1),
     "tempcompass": Format(_is_tempcompass, _read_tempcompass),
+    "video-mme": Format(
+        lambda content: isinstance(content.rows[0][1].get("questions"), list), _read_video_mme
+    ),
     "plain": Format(
         lambda content: (
             bool(content.rows)

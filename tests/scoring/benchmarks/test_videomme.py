@@ -15,6 +15,8 @@ import pytest
 from keytoken.errors import DataError
 from keytoken.scoring.benchmarks import get_benchmark, videomme
 from keytoken.scoring.items import Item
+from keytoken.scoring.predictions import read_predictions
+from keytoken.scoring.score import score_predictions, tables
 
 OPTIONS = ["A. Apples.", "B. Candles.", "C. Berries.", "D. The same number."]
 FLAT = {
@@ -218,3 +220,27 @@ def test_ids_of_all_durations_are_kept_apart(tmp_path: Path) -> None:
     assert [one.categories["duration"] for one in items] == list(
         itertools.chain.from_iterable([duration] * 3 for duration in videomme.DURATIONS)
     )
+
+
+def test_the_template_of_outputs_is_scored_as_it_is(tmp_path: Path) -> None:
+    """Four answers by hand: right, wrong, unmatched, failed. The unmatched one is in no accuracy."""
+    responses = ["C. Berries.", "B", "berries", None]
+    asked = [ONE | {"question_id": f"001-{n}", "response": text} for n, text in enumerate(responses)]
+    path = write(
+        tmp_path, [NESTED | {"questions": asked[:2]}, NESTED | {"video_id": "002", "questions": asked[2:]}]
+    )
+    benchmark = get_benchmark("videomme")
+    file = read_predictions(path, benchmark)
+    assert file.format == "video-mme"
+    assert file.items is not None
+    scores = score_predictions(benchmark, file.items, file.predictions)[0]
+    assert [one.verdict.score for one in scores.answers] == [1.0, 0.0, None, 0.0]
+    row = tables(scores)[0].rows[0]
+    assert row.score is not None
+    assert row.score.value == pytest.approx(1 / 3)
+    assert (row.items, row.unmatched, row.failed) == (4, 1, 1)
+    with pytest.raises(DataError, match="give benchmark=videomme"):
+        read_predictions(path, get_benchmark("mmvu"))
+    asked[0].pop("response")
+    with pytest.raises(DataError, match="question 0 has no field response"):
+        read_predictions(write(tmp_path, [NESTED | {"questions": asked}]), benchmark)

@@ -69,7 +69,7 @@ def read(paths: Sequence[Path]) -> list[Item]:
         DataError: Names the file and the row.
     """
     placed = [question for path in paths for row in read_rows(path) for question in questions(*row)]
-    items = [_item(row, place) for place, row in placed]
+    items = [official_item(row, place) for place, row in placed]
     require_unique((place, item.item_id) for (place, _), item in zip(placed, items, strict=True))
     return items
 
@@ -160,7 +160,12 @@ def _seconds(parts: tuple[str, str, str, str]) -> float:
     return int(hours) * 3600 + int(minutes) * 60 + int(seconds) + int(fraction) / 10 ** len(fraction)
 
 
-def _item(row: Row, place: str) -> Item:
+def official_item(row: Row, place: str) -> Item:
+    """One question with the fields of its video, of either format (:func:`questions`).
+
+    Raises:
+        DataError: A field that is missing or has no sense.
+    """
     duration = text(row, place, "duration", "duration_category")
     if duration not in DURATIONS:
         raise DataError(f"{place}: duration {duration!r} must be one of {', '.join(DURATIONS)}.")
@@ -189,7 +194,7 @@ def _item(row: Row, place: str) -> Item:
 
 def _carried(row: Row, place: str) -> Item:
     """A question in Video-R1's form; some of these files have the official fields as well."""
-    return _item(row, place) if "duration" in row else item_of(row, place, "videomme")
+    return official_item(row, place) if "duration" in row else item_of(row, place, "videomme")
 
 
 BENCHMARK = Benchmark(
