@@ -135,7 +135,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    with path.open(encoding="utf-8", newline="\n") as lines:
+    with path.open(encoding="utf-8-sig", newline="\n") as lines:
         for number, line in enumerate(lines):
             if not line.strip():
                 continue
@@ -143,7 +143,9 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
             try:
                 yield place, json.loads(line)
             except json.JSONDecodeError as problem:
-                raise DataError(f"{place} is not JSON ({problem.msg}); fetch {path} again.") from problem
+                raise DataError(f"{place} is not JSON ({problem.msg}); fetch the file again.") from problem
+            except RecursionError as problem:
+                raise DataError(f"{place} is nested too deep to be read; fetch the file again.") from problem
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
