@@ -273,7 +273,7 @@ COUNTED = [
     ),
     counted(
         "a response with half a surrogate pair",
-        [answer(1), answer(2, "\\ud800<answer>A</answer>")],
+        [answer(1), answer(2, "\\ud800<answer>A</answer>", published_score=0.0)],
         {"abc/1": RIGHT, "abc/2": RIGHT},
     ),
 ]
@@ -290,6 +290,7 @@ def test_counted(
     assert ("Missing: 1 of 2 questions" in said) == (code == 1)
     failed = sum(rule == "failed" for _, rule in expected.values())
     assert ("Failed: 1 samples, counted as wrong" in said) == (failed == 1)
+    assert said.encode("utf-8"), "a report can be printed"
     assert len(said) < 5_000, "a report is no dump of the responses"
 
 

@@ -191,7 +191,7 @@ def test_copies_of_questions_are_found_by_what_they_still_have(tmp_path: Path) -
         "problem_id": 7,
         "problem": "The CO\u0432\u201a? videoway\u2019s name?",
         "problem_type": "multiple choice",
-        "options": ["A. red", "B. blue"],
+        "options": ["A. red", "B. a videoogenic"],
         "solution": "<answer>B</answer>",
         "video": "/MMVU/videos/Art/3.mp4",
     }
@@ -204,7 +204,7 @@ def test_copies_of_questions_are_found_by_what_they_still_have(tmp_path: Path) -
         question="The CO2 pathway's name?",
         answer="B",
         kind="multiple choice",
-        options=("red", "blue"),
+        options=("red", "a pathogenic"),
         video="Art/3.mp4",
     )
     changed = {"item_id": "validation_8", "video": "Art/4.mp4"}

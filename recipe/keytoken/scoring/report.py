@@ -78,7 +78,7 @@ def write_report(folder: Path, report: Report) -> Path:
         target, partial = folder / name, folder / f".{name}.{os.getpid()}.partial"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(content.encode("utf-8", "backslashreplace"))
+            partial.write_bytes(content.encode("utf-8"))
             partial.replace(target)
         except OSError as problem:
             reason = os.strerror(problem.errno or 0)
@@ -275,6 +275,7 @@ def _p(value: float) -> str:
 def _cell(text: str) -> str:
     """Text that cannot break a table: one line, no bars, no more than some characters."""
     line = " ".join(str(text).split()).replace("|", "/").replace("`", "'")
+    line = line.encode("utf-8", "backslashreplace").decode("utf-8")  # half a surrogate pair cannot be printed
     return line if len(line) <= 4 * _SHOWN else f"{line[: 4 * _SHOWN]}..."
 
 

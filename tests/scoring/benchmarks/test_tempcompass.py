@@ -49,6 +49,7 @@ def verdict(folder: Path, row: object, response: str) -> tuple[float | None, str
         ("<think>A.</think><answer>B</answer>", 1.0, "B"),
         ("**B. walking**", None, ""),
         ("b", None, ""),
+        ("B: walking", None, ""),
         ("(B)", None, ""),
         ("walking", None, ""),
         (" B", None, ""),
