@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from keytoken.errors import ClipError, DataError, KeyTokenError
 
-_START_LIMIT_S = 120.0  # for the child's imports, on a loaded machine
+_START_LIMIT_S = 300.0  # for the child's imports: seconds, but minutes on a machine with much else to do
 _START_METHOD = "spawn"  # a fork would copy the threads' locks of a training process
 
 AnswerT = TypeVar("AnswerT")
