@@ -123,12 +123,14 @@ def _ask(
         max_failures=options.failure_limit(total),
     )
 
+    there = total - sum(len(job.keys) for job in jobs)
+
     async def ask() -> None:
         wanted = options.max_model_len or longest_prompt(contract) + source.max_tokens
         engine = OfflineEngine(model, rollout, maker, min(wanted, maker.context_length))
         try:
             await engine.mask_vision_tokens()
-            with _Bar(benchmark, source.items, store, total) as bar:
+            with _Bar(benchmark, source.items, store, total, there) as bar:
                 await Asker(asking, maker, engine, store, bar.seen).ask(jobs)
         finally:
             engine.shutdown()
@@ -186,14 +188,14 @@ def _out_folder(options: EvaluateOptions) -> Path:
 class _Bar:
     """A progress bar with the running accuracy of the answers to the questions as they are."""
 
-    def __init__(self, benchmark: Benchmark, items: list[Item], store: PredictionStore, total: int) -> None:
+    def __init__(
+        self, benchmark: Benchmark, items: list[Item], store: PredictionStore, total: int, there: int
+    ) -> None:
         self._benchmark = benchmark
         self._items = {item.item_id: item for item in items}
         self._scores: list[float] = []
         self._failed = 0
-        self._tqdm = tqdm(
-            total=total, initial=len(store.predictions), desc="answers", unit="answer", dynamic_ncols=True
-        )
+        self._tqdm = tqdm(total=total, initial=there, desc="answers", unit="answer", dynamic_ncols=True)
         for prediction in store.predictions.values():
             self._count(prediction)
 

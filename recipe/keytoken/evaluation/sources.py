@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from os import environ
 from pathlib import Path
 
-from keytoken.demo.prepare import DemoConfig, cache_root
-from keytoken.demo.run import DEMO_VARIABLE
 from keytoken.errors import ConfigurationError
 from keytoken.evaluation.options import MAX_TOKENS, EvaluateOptions
 from keytoken.scoring.benchmarks.base import Benchmark
@@ -82,6 +80,9 @@ def demo_world(model: Path) -> Path:
     Raises:
         ConfigurationError: there is none.
     """
+    from keytoken.demo.prepare import DemoConfig, cache_root  # slow: imports transformers
+    from keytoken.demo.run import DEMO_VARIABLE
+
     named = environ.get(DEMO_VARIABLE)
     candidates = [
         model.parent,
