@@ -12,7 +12,6 @@ import os
 import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -324,18 +323,17 @@ def test_50_megabytes_of_json_take_little_memory(bench: Any) -> None:
     source = bench.tmp_path / "huge.json"
     assert source.stat().st_size > 50_000_000
     code = (
-        "import sys, resource; from pathlib import Path\n"
+        "import sys, resource, time; from pathlib import Path\n"
         "from keytoken.data.prepare.sources import read_source\n"
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "before = peak()\n"
-        "print(sum(1 for _ in read_source(Path(sys.argv[1]))), peak() - before)"
+        "print(sum(1 for _ in read_source(Path(sys.argv[1]))), peak() - before, int(time.process_time()))"
     )
-    started = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code, source], capture_output=True, text=True, check=True)
-    count, kilobytes = map(int, done.stdout.split())
+    count, kilobytes, seconds = map(int, done.stdout.split())
     assert count == 1_000
     assert kilobytes < 12_000
-    assert time.monotonic() - started < 60
+    assert seconds < 30  # of the processor: it may be busy with something else
 
 
 @pytest.fixture
