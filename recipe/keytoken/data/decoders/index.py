@@ -82,6 +82,9 @@ def index_clip(path: Path) -> ClipIndex:
     with open_video(path) as (container, stream):
         rate = stream.average_rate or stream.guessed_rate
         declared, base, name = stream.frames, stream.time_base, container.format.name
+        listed = stream.index_entries
+        last = listed[len(listed) - 1] if declared and len(listed) else None
+        cut = last is not None and last.pos + last.size > path.stat().st_size
         times, keyframes = [], []
         for packet in container.demux(stream):
             if packet.size and not packet.is_discard:
@@ -95,7 +98,7 @@ def index_clip(path: Path) -> ClipIndex:
     if name in _WITHOUT_TIMES or None in times or len(set(times)) < len(times):
         index = ClipIndex((), 1 / Fraction(rate), float(rate), (), name, by_order=True)
         return count_frames(path, index)
-    note = f"the file declares {declared} frames and holds {len(times)}" if len(times) < declared else ""
+    note = f"the file was cut short: of {declared} frames it holds {len(times)}" if cut else ""
     return ClipIndex(
         tuple(sorted(times)), base, float(rate), tuple(sorted(keyframes)), name, by_order=False, note=note
     )

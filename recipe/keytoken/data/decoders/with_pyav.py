@@ -2,7 +2,6 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ def decode(path: Path, contract: SamplingContract) -> Decoded:
     index = index_clip(path)
     numbers = select_frames(len(index.pts), index.fps, contract)
     frames = _fetch(path, [index.pts[number] for number in numbers], index)
-    if frames is None:  # a listed frame does not come out: see which ones do
+    if frames is None:
+        # The file is damaged, or a keyframe is none: see which frames come out from the first one on.
         index = count_frames(path, index)
         numbers = select_frames(len(index.pts), index.fps, contract)
         frames = _fetch(path, [index.pts[number] for number in numbers], index)
@@ -36,10 +36,6 @@ def _fetch(path: Path, times: list[int], index: ClipIndex) -> np.ndarray | None:
     wanted = sorted(set(times))
     with open_video(path) as (container, stream):
         found = _by_seeking(container, stream, wanted, index)
-    if len(found) < len(wanted) and index.keyframes:
-        # A keyframe need not be one from which everything can be decoded: now without any seek.
-        with open_video(path) as (container, stream):
-            found = _by_seeking(container, stream, wanted, replace(index, keyframes=()))
     if len(found) < len(wanted):
         return None
     sizes = {frame.shape for frame in found.values()}
