@@ -1,0 +1,150 @@
+"""keytoken evaluate on a real engine: killed and resumed as if nothing had been, and scored."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+
+from keytoken.demo.batches import Encoder, clip_example
+from keytoken.demo.model import TOKENS_PER_SECOND
+from keytoken.demo.prepare import DemoConfig, prepare
+from keytoken.demo.rows import split_question
+from keytoken.demo.sampling import sample_answers
+from keytoken.demo.warm_start import WarmStartConfig
+from keytoken.evaluation.store import FILE_NAME
+from keytoken.verl_adapter.shims.hooks import on_cpu
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(not on_cpu(), reason="starts the CPU engine"),
+]
+
+PROMPTS, CONTROLS, SAMPLES = 12, ("none", "blank"), 4
+TOTAL = PROMPTS * len(CONTROLS) * (1 + SAMPLES)
+LIMIT_S = 600
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A demo world whose model answers in about the right form."""
+    torch.set_num_threads(1)
+    warm_start = WarmStartConfig(text_steps=20, clip_steps=40, relabel_steps=5)
+    config = DemoConfig(num_train=14, num_heldout=PROMPTS + 2, warm_start=warm_start)
+    return prepare(config, root=tmp_path_factory.mktemp("world")).root
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "keytoken.cli", *words]
+
+
+def evaluate(world: Path, out: Path, **changes: Any) -> list[str]:
+    options = {
+        "benchmark": "demo",
+        "model": world / "model",
+        "limit": PROMPTS,
+        "control": ",".join(CONTROLS),
+        "decoding": "greedy,sampled",
+        "samples": SAMPLES,
+        "out": out,
+        **changes,
+    }
+    return command("evaluate", *(f"{key}={value}" for key, value in options.items()))
+
+
+def run(words: list[str]) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=LIMIT_S)
+
+
+def kill_after(words: list[str], path: Path, lines: int) -> list[psutil.Process]:
+    """SIGKILL the command, and only it, once its file has that many lines; returns what it had started."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    log = path.parent.with_suffix(".log")
+    with log.open("w") as output:
+        process = subprocess.Popen(words, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    limit = time.monotonic() + LIMIT_S
+    while not path.exists() or path.read_bytes().count(b"\n") < lines:
+        if process.poll() is not None or time.monotonic() > limit:
+            process.kill()
+            pytest.fail(f"ended before it had {lines} lines:\n{log.read_text()[-3000:]}", pytrace=False)
+        time.sleep(0.005)
+    family = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(30)
+    return family
+
+
+def answers(path: Path) -> list[str]:
+    with path.open(encoding="utf-8") as lines:
+        return sorted(lines)
+
+
+def transformers_answers(world: Path) -> dict[str, str]:
+    """Greedy answers by plain transformers, without an engine, from the clips as they were drawn."""
+    processor = AutoProcessor.from_pretrained(world / "model")
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(world / "model", dtype=torch.float32).eval()
+    encoder = Encoder(processor, TOKENS_PER_SECOND)
+    drawn = [split_question("heldout", index, 0) for index in range(PROMPTS)]
+    examples = [clip_example(question, rng) for question, rng in drawn]
+    texts = sample_answers(model, encoder, examples, temperature=0.0)
+    return {f"heldout-{index:05d}": text for index, text in enumerate(texts)}
+
+
+def test_killed_evaluation_goes_on_and_is_scored(world: Path, tmp_path: Path) -> None:
+    out, straight = tmp_path / "killed", tmp_path / "straight"
+    path = out / FILE_NAME
+    # One question at a time, so that there is something left to kill.
+    family = kill_after(evaluate(world, out, concurrency=1), path, lines=25)
+    _, alive = psutil.wait_procs(family, timeout=60)
+    assert not alive, f"left behind by a killed evaluation: {alive}"
+    kept = path.read_bytes()
+    assert 25 <= kept.count(b"\n") < TOTAL + 1
+
+    resumed = run(evaluate(world, out))
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert path.read_bytes().startswith(kept[: kept.rindex(b"\n") + 1])
+    assert run(evaluate(world, straight, concurrency=5)).returncode == 0
+    assert answers(path) == answers(straight / FILE_NAME)
+    assert len(answers(path)) == TOTAL + 1
+
+    with path.open(encoding="utf-8") as lines:
+        rows = [row for row in map(json.loads, lines) if row.get("decoding") == "greedy"]
+    given = {row["item_id"]: row["response"] for row in rows if row["control"] == "none"}
+    assert given == transformers_answers(world)
+
+    again = run(evaluate(world, out))  # nothing to ask, so no engine
+    assert "are there already" in again.stdout
+    other = run(evaluate(world, out, seed=1))
+    assert other.returncode == 2
+    assert "decoding.seed was 0 and is 1" in other.stderr
+    assert other.stderr.count("\n") == 1
+
+    # The report is that of keytoken score on the same file, and says what the controls say.
+    report = (out / "report.md").read_text()
+    assert "Does it still answer?" in report
+    results = json.loads((out / "results.json").read_text())
+    words = ("benchmark=demo", f"predictions={path}", f"questions={world / 'heldout.parquet'}")
+    scored = run(command("score", *words, f"out={tmp_path / 'scores'}", "allow_missing=true"))
+    assert scored.returncode == 0, scored.stderr
+    by_score = json.loads((tmp_path / "scores" / "results.json").read_text())
+    tables = [
+        {(one["control"], one["decoding"]): one["tables"] for one in side["runs"]}
+        for side in (results, by_score)
+    ]
+    assert tables[0] == tables[1]
+    assert len(tables[0]) == 2 * len(CONTROLS)
+    controls = json.loads((out / "controls.json").read_text())
+    shown = PROMPTS - PROMPTS // 7  # one family in seven shows nothing
+    assert {one["num_questions"] for one in controls} == {shown}
