@@ -32,6 +32,7 @@ from keytoken.verl_adapter.compat import (
     one_placeholder_for_each_picture,
 )
 from keytoken.verl_adapter.dataset import VideoDataset, sampling_contract
+from keytoken.verl_adapter.owner import become_owner
 from keytoken.verl_adapter.pictures import Media, blank
 from keytoken.verl_adapter.prompts import PreparedPrompt, pack_prompt
 from keytoken.verl_adapter.shims.hooks import on_cpu
@@ -146,6 +147,7 @@ class OfflineEngine:
             ClusterError: the engine did not start.
         """
         _set_environment()
+        become_owner()
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 

@@ -11,6 +11,7 @@ import importlib
 from types import ModuleType
 from typing import NamedTuple
 
+from keytoken.verl_adapter.owner import watch_owner
 from keytoken.verl_adapter.shims.hooks import on_cpu, when_imported
 from keytoken.verl_adapter.shims.torch_extensions import install
 from keytoken.verl_adapter.versions import check_versions
@@ -46,6 +47,7 @@ def _arrange(shim: Shim) -> None:
 
 
 check_versions()
+watch_owner()
 install()
 for _shim in SHIMS:
     if on_cpu() or not _shim.cpu_only:
