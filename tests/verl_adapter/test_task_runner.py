@@ -27,7 +27,7 @@ def test_verl_accepts_the_demo() -> None:
 @pytest.mark.parametrize(
     ("word", "name"),
     [
-        ("actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=null", "log_prob_micro_batch_size"),
+        ("actor_rollout_ref.rollout.log_prob_micro_batch_size=4", "log_prob_micro_batch_size"),
         ("+actor_rollout_ref.actor.no_such_key=1", "no_such_key"),
     ],
     ids=["an error of verl", "an error of hydra"],
