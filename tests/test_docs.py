@@ -1,0 +1,43 @@
+"""The pages in recipe/docs say what the tests say."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "recipe" / "docs"
+MATRIX = (
+    "tests/data/test_bad_clips.py",
+    "tests/data/prepare/test_bad_rows.py",
+    "tests/scoring/test_bad_input.py",
+)
+NO_FAULT = {"everything in order"}
+
+
+def test_the_table_of_broken_input_has_every_row_of_the_tests() -> None:
+    collect = [sys.executable, "-m", "pytest", "--collect-only", "-q", *MATRIX]
+    found = subprocess.run(collect, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True).stdout
+    cases = set(re.findall(r"^\S+::\w+\[(.*)\]$", found, re.MULTILINE)) - NO_FAULT
+    page = (DOCS / "bad_input.md").read_text(encoding="utf-8")
+    rows = set(re.findall(r"^\| (.*) \|$", page, re.MULTILINE))
+    assert len(cases) > 100
+    assert sorted(cases - rows) == []
+
+
+def test_links_of_the_pages_lead_somewhere() -> None:
+    pages = [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "recipe" / "studies" / "README.md",
+        *DOCS.glob("*.md"),
+    ]
+    broken = [
+        f"{page.relative_to(ROOT)}: {target}"
+        for page in pages
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
+        if "://" not in target and not (page.parent / target).exists()
+    ]
+    assert broken == []
