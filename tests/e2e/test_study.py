@@ -1,4 +1,4 @@
-"""A study by the real stack: the same files as in one process, and the same greedy answers of the start."""
+"""A run of a study by the real stack: the same file as in one process, the same greedy answers at its start."""
 
 import json
 import shutil
@@ -7,37 +7,39 @@ from pathlib import Path
 
 import pytest
 
-from keytoken.cli import main
+from keytoken.demo.validation import read_answers
+from keytoken.study import sweep
+from keytoken.study.config import load_study
+from keytoken.study.settings import load_settings, plans_of
+from keytoken.study.stack import evaluation_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2400)]
 
 ONE = ["study=smoke", "sections.standard.seeds=[1]", "sections.standard.arms=[grpo]"]
 
 
-def test_one_arm_by_both_backends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_run_by_both_backends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEYTOKEN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     # Ray's sockets lie below this folder, and a socket's path may not exceed 107 characters.
     ray_dir = tempfile.mkdtemp(prefix="kt-", dir="/tmp")
     monkeypatch.setenv("RAY_TMPDIR", ray_dir)
-    found = {}
+    process = {plan.arm: plan for plan in plans_of(load_study([*ONE, "backend=process"]))}
+    stack = {plan.arm: plan for plan in plans_of(load_study([*ONE, "backend=stack"]))}
+    assert process.keys() == stack.keys() == {"start", "grpo"}
+    jobs = [process["start"], process["grpo"], stack["grpo"]]
     try:
-        for backend in ("process", "stack"):
-            folder = tmp_path / backend
-            words = [*ONE, f"backend={backend}", f"folder={folder}"]
-            assert main(["sweep", *words, "--jobs", "1"]) == 0
-            files = sorted((folder / "runs").rglob("*.json"))
-            assert [path.name for path in files] == ["grpo-s1.json", "start-s1.json"]
-            found[backend] = [json.loads(path.read_text()) for path in files]
-            assert "No run is finished" not in (folder / "report.md").read_text()
+        files = [sweep.execute(tmp_path / plan.backend, plan, load_settings(plan)) for plan in jobs]
     finally:
         shutil.rmtree(ray_dir, ignore_errors=True)
-    for process, stack in zip(found["process"], found["stack"], strict=True):
-        assert "real stack" in stack["backend"] and stack["digest"] != process["digest"]
-        assert stack["words"] == process["words"]
-        mine, other = process["evaluations"]["test"], stack["evaluations"]["test"]
-        assert mine["families"] == other["families"] and mine["samples"] == other["samples"]
-    start = [found[backend][1]["evaluations"]["test"]["greedy"] for backend in ("process", "stack")]
-    assert start[0] == start[1]
-    trained = found["stack"][0]["steps"]
+    start, mine, other = (json.loads(path.read_text()) for path in files)
+    assert "real stack" in other["backend"] and other["digest"] != mine["digest"]
+    assert other["words"] == mine["words"]
+    evaluated = [run["evaluations"]["test"] for run in (mine, other)]
+    assert evaluated[0]["families"] == evaluated[1]["families"]
+    assert evaluated[0]["samples"] == evaluated[1]["samples"]
+    before = read_answers(tmp_path / "stack" / "stack" / stack["grpo"].name / "validation" / "0.jsonl")
+    greedy = "".join(map(str, evaluation_of(before).greedy))
+    assert greedy == start["evaluations"]["test"]["greedy"]
+    trained = other["steps"]
     assert len(trained["reward"]) == 2 and all(norm is not None for norm in trained["grad_norm"])
