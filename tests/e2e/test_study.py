@@ -1,4 +1,4 @@
-"""A run of a study by the real stack: the same file as in one process, the same greedy answers at its start."""
+"""A run of a study by the real stack: the same file as in one process, the same answers before training."""
 
 import json
 import shutil
