@@ -22,7 +22,7 @@ from keytoken.evaluation.rows import SampleKey, plan, sample_seed
 from keytoken.evaluation.store import PredictionStore
 from keytoken.scoring.items import Item, Prediction
 from keytoken.verl_adapter.offline import Answer
-from keytoken.verl_adapter.pictures import Media
+from keytoken.verl_adapter.pictures import Media, controlled
 from keytoken.verl_adapter.prompts import PreparedPrompt
 
 HEADER = {"benchmark": "demo"}
@@ -47,7 +47,9 @@ class Maker:
             raise ConfigurationError("frames were resized")
         return Media(videos=[(torch.arange(8)[:, None] + int(path.read_text()), {"fps": 1})])
 
-    def blank(self, media: Media) -> Media:
+    def controlled(self, media: Media, control: str, seed: int, name: str) -> Media:
+        if control != "blank":
+            return controlled(media, control, (), seed, name)
         return Media(videos=media.videos and [(frames * 0, times) for frames, times in media.videos])
 
     def prepare(self, messages: list[dict[str, Any]], media: Media) -> PreparedPrompt:

@@ -152,13 +152,16 @@ def test_clip_that_takes_too_long_is_an_error(
 def test_blank_is_the_processors_mean_colour(maker: PromptMaker, clip: Path) -> None:
     messages = conversation("which way ?", [clip])
     media = maker.read(messages)
-    real, blank = maker.prepare(messages, media), maker.prepare(messages, maker.blank(media))
+    real, blank = (
+        maker.prepare(messages, media),
+        maker.prepare(messages, maker.controlled(media, "blank", 0, "q")),
+    )
     assert float(real.features["pixel_values_videos"].abs().max()) > 1.0
     assert float(blank.features["pixel_values_videos"].abs().max()) < 0.01
     assert blank.token_ids == real.token_ids
     assert blank.processor_kwargs == real.processor_kwargs
     picture = Media(images=[Image.new("RGB", (56, 84), (255, 0, 0))])
-    (grey,) = maker.blank(picture).images or []
+    (grey,) = maker.controlled(picture, "blank", 0, "q").images or []
     assert (grey.size, grey.getpixel((5, 5))) == ((56, 84), (123, 117, 104))
 
 

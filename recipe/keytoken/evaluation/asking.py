@@ -19,7 +19,7 @@ from keytoken.evaluation.rows import Job, SampleKey, conversation, media_of, sam
 from keytoken.evaluation.store import PredictionStore
 from keytoken.scoring.items import Item, Prediction
 from keytoken.verl_adapter.offline import Answer, PromptMaker, sampling_of
-from keytoken.verl_adapter.pictures import Media, shuffled
+from keytoken.verl_adapter.pictures import Media
 from keytoken.verl_adapter.prompts import PreparedPrompt
 
 ResultT = TypeVar("ResultT")
@@ -142,10 +142,8 @@ class Asker:
 
     def _prompt(self, item: Item, control: str, media: Media) -> PreparedPrompt:
         """The prompt of a question under a control."""
-        if control == "blank":
-            media = self._maker.blank(media)
-        elif control == "shuffled":
-            media = shuffled(media, self._asking.seed, item.item_id)
+        if control != "text":  # which has no pictures to change
+            media = self._maker.controlled(media, control, self._asking.seed, item.item_id)
         # Only how many there are, and of which kind, matters to the chat template.
         shown = [Path(item.video or "")] * len(media.videos or ()), [Path()] * len(media.images or ())
         return self._maker.prepare(conversation(self._asking.text(item), *shown), media)

@@ -22,6 +22,7 @@ from keytoken.demo.curves import plot_curves, read_metrics
 from keytoken.demo.validation import HeldOutAnswer, read_answers
 from keytoken.errors import DataError
 from keytoken.evaluation.controls import TITLES, ControlResult, compare_controls
+from keytoken.evaluation.sources import HELDOUT
 from keytoken.scoring.benchmarks import get_benchmark
 from keytoken.scoring.benchmarks.base import Benchmark
 from keytoken.scoring.compare import compare
@@ -29,13 +30,12 @@ from keytoken.scoring.items import Item, Prediction
 from keytoken.scoring.score import Scores, score_predictions, tables
 from keytoken.scoring.statistics import Estimate
 
-HELDOUT = "heldout.parquet"
 NOTE = (
     "Brackets: 95 % intervals (bootstrap over prompts, differences paired by prompt). *: interval above zero."
 )
 WATCHES = (
-    "Greedy answers to questions about a clip; in brackets behind the arrow the difference from the same "
-    "questions with the clip."
+    "Greedy answers to questions about a clip; behind the arrow the difference from the same questions with "
+    "the clip, and its interval."
 )
 
 

@@ -336,9 +336,16 @@ async def _once(key: str, work: Coroutine[Any, Any, PreparedPrompt]) -> Prepared
     if task is None:
         task = asyncio.ensure_future(work)
         _PREPARING[key] = task
+        task.add_done_callback(partial(_forget_failure, key))
     else:
         work.close()
     return await asyncio.shield(task)
+
+
+def _forget_failure(key: str, task: "asyncio.Task[PreparedPrompt]") -> None:
+    """Let a failed task go: its traceback refers to it, so nobody's end would."""
+    if (task.cancelled() or task.exception() is not None) and _PREPARING.get(key) is task:
+        del _PREPARING[key]
 
 
 def _decoding_of(row: dict[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from keytoken.verl_adapter.compat import (
 )
 from keytoken.verl_adapter.dataset import VideoDataset, sampling_contract
 from keytoken.verl_adapter.owner import become_owner
-from keytoken.verl_adapter.pictures import Media, blank
+from keytoken.verl_adapter.pictures import Media, controlled
 from keytoken.verl_adapter.prompts import PreparedPrompt, pack_prompt
 from keytoken.verl_adapter.shims.hooks import on_cpu
 from keytoken.verl_adapter.shims.vision_tokens import vision_token_ids
@@ -126,9 +126,9 @@ class PromptMaker:
             token_ids, media.images, media.videos, features, self.processor, self._processor_kwargs
         )
 
-    def blank(self, media: Media) -> Media:
-        """The pictures without a picture; see :func:`keytoken.verl_adapter.pictures.blank`."""
-        return blank(media, self.processor.video_processor.image_mean)
+    def controlled(self, media: Media, control: str, seed: int, name: str) -> Media:
+        """The pictures under a control; see :func:`keytoken.verl_adapter.pictures.controlled`."""
+        return controlled(media, control, self.processor.video_processor.image_mean, seed, name)
 
 
 class OfflineEngine:
