@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from keytoken.data import child
-from keytoken.data.cache import clip_shape
+from keytoken.data.cache.store import clip_shape
 from keytoken.data.child import ClipProcess
 from keytoken.data.contract import SamplingContract
 from keytoken.demo.render import write_clip

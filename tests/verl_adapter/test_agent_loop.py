@@ -12,7 +12,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from keytoken.data.cache import FrameCache
+from keytoken.data.cache.store import FrameCache
 from keytoken.data.clips import Clip, read_clip
 from keytoken.data.contract import SamplingContract
 from keytoken.demo.render import draw_clip, write_clip

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from transformers import AutoTokenizer
 
-from keytoken.data import cache as cache_module
+from keytoken.data.cache import store as cache_module
 from keytoken.data.clips import Clip, read_clip
 from keytoken.data.contract import SamplingContract
 from keytoken.demo.render import write_clip

@@ -60,7 +60,7 @@ def _add_cache(verbs: Any, say: Say) -> None:
 
 
 def _cache(name: str, say: Say, arguments: argparse.Namespace) -> int:
-    from keytoken.data.cache_cli import ACTIONS
+    from keytoken.data.cache.cli import ACTIONS
 
     return ACTIONS[name](arguments.words, say)
 

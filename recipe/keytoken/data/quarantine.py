@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from keytoken.data.cache import Shape, clip_shape
+from keytoken.data.cache.store import Shape, clip_shape
 from keytoken.data.child import ClipProcess
 from keytoken.data.contract import SamplingContract
 from keytoken.errors import ClipError, DataError

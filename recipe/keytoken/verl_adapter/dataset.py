@@ -8,11 +8,11 @@ Rows that cannot be used are set aside when the dataset is opened, not in the mi
 image that cannot be read, a prompt longer than the limit. Each is listed with its reason in
 ``data.quarantine_file``; none is replaced.
 
-Own keys of the ``data`` block: ``sampling_contract`` (fields of :class:`SamplingContract`; the patch
-size comes from the processor), ``quarantine_file`` and ``frame_cache``, a folder
-(:mod:`keytoken.data.cache`). Without a cache a clip is decoded when the dataset is opened and whenever its
-prompt is drawn; with one, once. Evaluation, which scans no clips beforehand, also sets ``clip_limit_s``, the
-seconds that decoding a clip may take.
+Own keys of the ``data`` block: ``sampling_contract`` (fields of :class:`SamplingContract`; the patch size
+comes from the processor), ``quarantine_file`` and ``frame_cache``, a folder
+(:mod:`keytoken.data.cache.store`). Without a cache a clip is decoded when the dataset is opened and whenever
+its prompt is drawn; with one, once. Evaluation, which scans no clips beforehand, also sets ``clip_limit_s``,
+the seconds that decoding a clip may take.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image
 
-from keytoken.data.cache import CacheStatistics, FrameCache, Read, Shape, clip_shape, frame_cache
+from keytoken.data.cache.store import CacheStatistics, FrameCache, Read, Shape, clip_shape, frame_cache
 from keytoken.data.clips import Clip, read_clip
 from keytoken.data.contract import SamplingContract
 from keytoken.data.quarantine import Quarantined, scan_rows

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from keytoken.data.cache import add_clip
+from keytoken.data.cache.store import add_clip
 from keytoken.data.child import ClipProcess
 from keytoken.data.contract import SamplingContract
 from keytoken.data.quarantine import clip_paths

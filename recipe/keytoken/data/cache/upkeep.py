@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from keytoken.data.fingerprint import Fingerprints
-from keytoken.data.frame_file import (
+from keytoken.data.cache.fingerprint import Fingerprints
+from keytoken.data.cache.frame_file import (
     PARTIAL_SUFFIX,
     BrokenEntryError,
     OtherVersionError,

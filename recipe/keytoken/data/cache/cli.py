@@ -7,9 +7,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from keytoken.data import cache_upkeep as upkeep
-from keytoken.data.cache import frame_cache
-from keytoken.data.cache_build import build, find_clips, write_failures
+from keytoken.data.cache import upkeep
+from keytoken.data.cache.build import build, find_clips, write_failures
+from keytoken.data.cache.store import frame_cache
 from keytoken.data.contract import SamplingContract, preset_names
 from keytoken.errors import ConfigurationError
 from keytoken.words import parse_words

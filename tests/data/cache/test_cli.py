@@ -18,10 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from keytoken.cli import main
-from keytoken.data import cache_build, child
-from keytoken.data import cache_upkeep as upkeep
-from keytoken.data.cache import FrameCache, add_clip
-from keytoken.data.cache_build import find_clips
+from keytoken.data import child
+from keytoken.data.cache import build as cache_build
+from keytoken.data.cache import upkeep
+from keytoken.data.cache.build import find_clips
+from keytoken.data.cache.store import FrameCache, add_clip
 from keytoken.data.contract import SamplingContract
 from keytoken.demo.render import write_clip
 from keytoken.errors import DataError

@@ -2,8 +2,8 @@
 
 An entry is found by what the clip holds, not by where it lies (a hash of its bytes), and by the contract::
 
-    <root>/<contract digest>/<first two digits>/<content hash>.frames    see keytoken.data.frame_file
-    <root>/index/...                                                     see keytoken.data.fingerprint
+    <root>/<contract digest>/<first two digits>/<content hash>.frames    see keytoken.data.cache.frame_file
+    <root>/index/...                                                     see keytoken.data.cache.fingerprint
 
 There are no locks. Two processes that miss the same entry both decode and both write it; the later rename
 wins, with the same bytes. An entry that is cut or has a broken header is removed, counted and decoded again.
@@ -12,7 +12,7 @@ A cache is a convenience: if it cannot be written (disk full, quota, read-only),
 case is counted, and the first one is logged with its remedy.
 
 An entry's time of change is when it was last used, to the hour: the cache sets it itself, because file
-systems are often mounted without times of access. Pruning goes by it (:mod:`keytoken.data.cache_upkeep`).
+systems are often mounted without times of access. Pruning goes by it (:mod:`keytoken.data.cache.upkeep`).
 """
 
 import contextlib
@@ -25,17 +25,17 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from keytoken.data.cache_upkeep import INDEX, SUFFIX, prune
-from keytoken.data.clips import Clip, read_clip
-from keytoken.data.contract import SamplingContract
-from keytoken.data.fingerprint import Fingerprints
-from keytoken.data.frame_file import (
+from keytoken.data.cache.fingerprint import Fingerprints
+from keytoken.data.cache.frame_file import (
     BrokenEntryError,
     OtherVersionError,
     read_frames,
     read_header,
     write_frames,
 )
+from keytoken.data.cache.upkeep import INDEX, SUFFIX, prune
+from keytoken.data.clips import Clip, read_clip
+from keytoken.data.contract import SamplingContract
 from keytoken.errors import ClipError, ConfigurationError, DataError
 
 logger = logging.getLogger(__name__)

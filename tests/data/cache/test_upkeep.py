@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from keytoken.data import cache_upkeep as upkeep
-from keytoken.data import frame_file
-from keytoken.data.cache import FrameCache
+from keytoken.data.cache import frame_file, upkeep
+from keytoken.data.cache.store import FrameCache
 from keytoken.data.clips import Clip
 from keytoken.data.contract import SamplingContract
 
@@ -137,7 +136,7 @@ def test_nothing_else_is_ever_touched(filled: Filled, tmp_path: Path) -> None:
 
 
 def test_notes_of_lost_clips_are_forgotten(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
-    from keytoken.data import fingerprint
+    from keytoken.data.cache import fingerprint
 
     monkeypatch.setattr(fingerprint, "_SETTLED_S", -1.0)
     for clip in filled.clips:

@@ -21,12 +21,11 @@ import numpy as np
 import pytest
 import torch
 
-from keytoken.data import cache_upkeep as upkeep
-from keytoken.data import fingerprint, frame_file
-from keytoken.data.cache import CacheStatistics, FrameCache
+from keytoken.data.cache import fingerprint, frame_file, upkeep
+from keytoken.data.cache.frame_file import BrokenEntryError, read_frames, verify_frames, write_frames
+from keytoken.data.cache.store import CacheStatistics, FrameCache
 from keytoken.data.clips import Clip, read_clip
 from keytoken.data.contract import SamplingContract
-from keytoken.data.frame_file import BrokenEntryError, read_frames, verify_frames, write_frames
 from keytoken.demo.render import write_clip
 from keytoken.errors import ClipError, ConfigurationError, DataError
 
@@ -340,8 +339,8 @@ def test_eight_writers_of_one_entry_tear_nothing(tmp_path: Path, clip: str) -> N
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-import keytoken.data.frame_file as frame_file
-from keytoken.data.cache import FrameCache
+import keytoken.data.cache.frame_file as frame_file
+from keytoken.data.cache.store import FrameCache
 from keytoken.data.contract import SamplingContract
 frame_file.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
 contract = SamplingContract(max_frames=8, min_pixels=56 * 56, max_pixels=56 * 56)
