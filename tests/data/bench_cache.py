@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from keytoken.data import fingerprint
+from keytoken.data.cache import fingerprint
 from keytoken.data.cache.store import FrameCache
 from keytoken.data.clips import Clip, read_clip
 from keytoken.data.contract import SamplingContract
