@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pandas
+import pyarrow.parquet as pq
 import pytest
 import torch
 from tensordict import TensorDict
@@ -14,8 +16,16 @@ from transfer_queue import KVBatchMeta
 
 from keytoken.attribution.methods import compute_token_weights
 from keytoken.attribution.types import Signals
+from keytoken.data.contract import SamplingContract
 from keytoken.demo.tokenizer import build_tokenizer
-from keytoken.schema import ExportConfig, LossConfig, MethodConfig, SelectionConfig
+from keytoken.schema import (
+    DiagnosticsConfig,
+    ExportConfig,
+    KeyTokenConfig,
+    LossConfig,
+    MethodConfig,
+    SelectionConfig,
+)
 from keytoken.verl_adapter import batch as batches
 from keytoken.verl_adapter import export
 
@@ -75,13 +85,33 @@ def data(monkeypatch: pytest.MonkeyPatch) -> TensorDict:
         },
         batch_size=[3],
     )
-    monkeypatch.setattr(batches, "read", lambda *_: made)
+    clip = [{"role": "user", "content": [{"type": "video", "video": "/clips/a.mp4"}, {"type": "text"}]}]
+    others = {
+        "raw_prompt": [[{"role": "user", "content": "without a clip"}], clip, clip],
+        "extra_fields": [{"reward_extra_info": {"acc": 1.0}}, {"reward_extra_info": {"acc": 0}}, {}],
+    }
+
+    def read(batch: KVBatchMeta, names: list[str]) -> dict[str, Any]:
+        rows = [KEYS.index(key) for key in batch.keys]
+        return {name: [(others if name in others else made)[name][row] for row in rows] for name in names}
+
+    monkeypatch.setattr(batches, "read", read)
     return made
 
 
 def trainer(run_dir: Path, step: int = 4, **export_keys: Any) -> Any:
-    keytoken = SimpleNamespace(export=ExportConfig(every_steps=2, **export_keys), run_dir=str(run_dir))
-    return SimpleNamespace(keytoken=keytoken, global_steps=step, tokenizer=build_tokenizer())
+    selection = SelectionConfig(
+        score_sign="signed", scope="batch", visual_ratio=0.5, temporal_ratio=0.0, entropy_ratio=0.2
+    )
+    keytoken = KeyTokenConfig(
+        method=MethodConfig(name="video_ktr", selection=selection, loss=LOSS),
+        export=ExportConfig(every_steps=2, **export_keys),
+        diagnostics=DiagnosticsConfig(word_classes={"order": ["first"]}),
+        run_dir=str(run_dir),
+    )
+    return SimpleNamespace(
+        keytoken=keytoken, global_steps=step, tokenizer=build_tokenizer(), contract=SamplingContract(fps=3.0)
+    )
 
 
 def test_it_reads_back_in_one_line(
@@ -136,3 +166,36 @@ def test_it_is_cut_at_a_number_of_answers(tmp_path: Path, signals: Signals, meth
     )
     assert pandas.read_parquet(tmp_path / "tokens")["prompt_id"].tolist() == ["q1", "q1"]
     assert [path.name for path in (tmp_path / "tokens").iterdir()] == ["step_000004.parquet"]
+
+
+def test_it_carries_what_a_look_at_it_needs(
+    tmp_path: Path, signals: Signals, method: MethodConfig, data: TensorDict
+) -> None:
+    """Clips, accuracies, what decides ties, and the settings; rows that only fill the batch are left out."""
+    result = compute_token_weights(signals, method)
+    batch = KVBatchMeta(partition_id="train", keys=KEYS, tags=[{}, {"is_padding": True}, {}])
+    target = export.maybe_write(trainer(tmp_path), batch, signals, result)
+    assert target is not None
+    table = pandas.read_parquet(target)
+    assert table["prompt_id"].tolist() == ["q1", "q2"] and table["answer"].tolist() == [0, 0]
+    assert [clips.tolist() for clips in table["clips"]] == [["/clips/a.mp4"], []]
+    assert table["accuracy"].isna().tolist() == [True, False] and table["accuracy"][1] == 1.0
+    assert table["group_size"].tolist() == [1, 1]
+    assert table["row_key"].tolist() == [2, 0]
+    assert [counted.tolist() for counted in table["counted"]] == [[True] * 2, [True] * 3]
+    about = json.loads(pq.read_schema(target).metadata[export.METADATA_KEY])
+    assert about["version"] == export.VERSION and about["step"] == 4
+    assert about["method"]["selection"]["visual_ratio"] == 0.5
+    assert about["sampling"]["fps"] == 3.0
+    assert about["batch_answers"] == 2
+    assert about["word_classes"] == {"order": ["first"]}
+
+
+def test_broken_characters_are_whole_in_their_bytes() -> None:
+    """Byte-level tokens hold parts of characters; an added token stands for its text."""
+    tokenizer = build_tokenizer()
+    text = "<think> \u00fc \u6f22 \U0001f600 red</think>"
+    ids = tokenizer(text)["input_ids"]
+    decode = export._Decoder(tokenizer)
+    assert any("\ufffd" in decode.token(token) for token in ids)
+    assert b"".join(decode.raw(token) for token in ids).decode() == text
