@@ -15,6 +15,7 @@ import pytest
 from keytoken.data.clips import read_clip
 from keytoken.data.contract import SamplingContract
 from keytoken.data.decoders import AUTO, DECODERS, Decoded, DecoderError, DecoderMissing
+from keytoken.data.part import WHOLE, Span
 
 OWN_SIZE = {"min_pixels": 28 * 28, "max_pixels": 4000 * 4000}
 FEW = SamplingContract(fps=2.0, min_frames=4, max_frames=8, **OWN_SIZE)
@@ -54,7 +55,7 @@ WAYS: dict[str, tuple[str, dict[str, str]]] = {
 def decoded_by(decoder: str, path: Path, contract: SamplingContract) -> Decoded | None:
     """None if the decoder says that it cannot; skips if it is not installed."""
     try:
-        return DECODERS[decoder](path, contract)
+        return DECODERS[decoder](path, contract, WHOLE)
     except DecoderMissing as reason:
         pytest.skip(str(reason))
     except DecoderError:
@@ -126,7 +127,7 @@ def test_decoders_agree_on_real_clips(name: str, decoder: str, shared_data: Path
         if other is None:
             assert (name, decoder) == ("av1.mkv", "decord")
             continue
-        own = DECODERS["pyav"](path, contract)
+        own = DECODERS["pyav"](path, contract, WHOLE)
         assert own.num_source_frames == other.num_source_frames == SHARED[name]
         assert (own.indices, own.timestamps_s, own.fps) == (other.indices, other.timestamps_s, other.fps)
         assert np.array_equal(own.frames, other.frames)
@@ -138,7 +139,7 @@ def test_ten_bits_are_reduced_alike(way: str, decoder: str, numbered: Callable[.
     """Releases of FFmpeg round differently, most of all where hard edges of colour are interpolated."""
     name, options = WAYS[way]
     path = numbered(name, **options)
-    own, other = DECODERS["pyav"](path, MANY), decoded_by(decoder, path, MANY)
+    own, other = DECODERS["pyav"](path, MANY, WHOLE), decoded_by(decoder, path, MANY)
     assert other is not None
     distance = np.abs(own.frames.astype(int) - other.frames)
     assert distance.mean() < 0.3 and distance.max() <= 80  # measured: up to 0.15 and 66
@@ -177,7 +178,7 @@ def test_frames_that_an_edit_list_hides_are_no_frames(
 
     options = {"avoid_negative_ts": "disabled", "use_editlist": "1"}
     path = numbered("a.mp4", change=shift, container_options=options, x264_params="keyint=12:bframes=0")
-    decoded = DECODERS["pyav"](path, MANY)
+    decoded = DECODERS["pyav"](path, MANY, WHOLE)
     assert (decoded.num_source_frames, decoded.note) == (55, "")
     assert read_numbers(decoded.frames) == [index + 5 for index in decoded.indices]
 
@@ -211,7 +212,7 @@ def test_turned_clips_stand_upright(decoder: str, degrees: int, numbered: Callab
 def test_auto_records_who_read_a_clip(numbered: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     path = numbered("a.mp4")
 
-    def cannot(path: Path, contract: SamplingContract) -> Decoded:
+    def cannot(path: Path, contract: SamplingContract, span: Span) -> Decoded:
         raise DecoderError("not today")
 
     for first in AUTO:

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from keytoken.data.contract import SamplingContract
-from keytoken.data.quarantine import clip_paths, scan_parquet
+from keytoken.data.quarantine import named_clips, scan_parquet
 from keytoken.demo.render import write_clip
 from keytoken.errors import DataError
 
@@ -39,7 +39,7 @@ def test_unreadable_clips_are_listed_and_the_rest_is_kept(tmp_path: Path) -> Non
 
 
 def test_paths_of_a_row() -> None:
-    assert clip_paths({"videos": [{"video": "file:///a.mp4"}, "b.mp4"]}) == ["/a.mp4", "b.mp4"]
-    assert clip_paths({"videos": None}) == clip_paths({}) == []
+    assert named_clips({"videos": [{"video": "file:///a.mp4"}, "b.mp4"]}) == ["/a.mp4", "b.mp4"]
+    assert named_clips({"videos": None}) == named_clips({}) == []
     with pytest.raises(DataError, match="videos"):
-        clip_paths({"videos": [{"video": [1, 2]}]})
+        named_clips({"videos": [{"video": [1, 2]}]})

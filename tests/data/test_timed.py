@@ -16,6 +16,7 @@ from keytoken.data import child, timed
 from keytoken.data.clips import read_clip
 from keytoken.data.contract import SamplingContract
 from keytoken.data.decoders import AUTO, DECODERS, Decoded
+from keytoken.data.part import Span
 from keytoken.data.timed import read_clip_within
 from keytoken.errors import ClipError, ConfigurationError
 
@@ -54,13 +55,13 @@ def test_the_clip_is_that_of_read_clip(numbered: Callable[..., Path]) -> None:
     assert len(children()) == 1 and children() != [None]
 
 
-def strange(path: Path, contract: SamplingContract) -> Decoded:
+def strange(path: Path, contract: SamplingContract, span: Span) -> Decoded:
     """A decoder that hangs on one clip and takes its process down on another."""
     if path.name == "hang.mp4":
         time.sleep(600)
     if path.name == "crash.mp4":
         os._exit(1)
-    return DECODERS["decord"](path, contract)
+    return DECODERS["decord"](path, contract, span)
 
 
 @pytest.fixture

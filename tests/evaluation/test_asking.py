@@ -199,12 +199,19 @@ def test_fault_of_the_settings_ends_the_run_at_once(tmp_path: Path) -> None:
         ask(tmp_path, items, Engine())
 
 
-def test_part_of_a_video_is_refused_and_not_shown_whole(tmp_path: Path) -> None:
+def test_part_of_a_video_is_what_is_read_of_it(tmp_path: Path) -> None:
     (item,) = make_items(tmp_path, 2)[1:]
     fields = {name: getattr(item, name) for name in ("benchmark", "item_id", "question", "answer", "kind")}
-    predictions = ask(tmp_path, [Item(**fields, video=item.video, span=(2.0, 4.5))], Engine())
-    assert "asks about seconds 2 to 4.5 of 1.mp4" in predictions[SampleKey("i1", "none", "greedy", 0)].error
-    assert predictions[SampleKey("i1", "text", "greedy", 0)].response
+    read: list[dict[str, Any]] = []
+
+    class Watched(Maker):
+        def read(self, messages: list[dict[str, Any]]) -> Media:
+            read.append(messages[0]["content"][0])
+            return super().read(messages)
+
+    ask(tmp_path, [Item(**fields, video=item.video, span=(2.0, 4.5))], Engine(), Watched())
+    path = str(tmp_path / "1.mp4")
+    assert read == [{"type": "video", "video": path, "video_start": 2.0, "video_end": 4.5}]
 
 
 def test_media_are_read_beside_the_event_loop(tmp_path: Path) -> None:

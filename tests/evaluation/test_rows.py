@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from keytoken.data.part import Part
 from keytoken.errors import ClipError, DataError
 from keytoken.evaluation.rows import (
     VIDEO_ENDINGS,
@@ -82,6 +83,9 @@ def test_conversation_is_media_first() -> None:
         {"type": "image", "image": "p.png"},
         {"type": "text", "text": "what ?"},
     ]
+    (message,) = conversation("what ?", [Part("v.mp4", 11.1, 19.6)])
+    named = {"type": "video", "video": "v.mp4", "video_start": 11.1, "video_end": 19.6}
+    assert message["content"][0] == named
     assert conversation("what is <video> ?") == [{"role": "user", "content": "what is <video> ?"}]
 
 
@@ -120,5 +124,7 @@ def test_media_of_an_item(tmp_path: Path) -> None:
     both = item("a", video="v", images=("p.png",))
     assert media_of(both, tmp_path) == ([tmp_path / "v.mp4"], [tmp_path / "p.png"])
     assert media_of(item("b"), None) == ([], [])
+    part = item("c", video="v", span=(11.1, 19.6))
+    assert media_of(part, tmp_path) == ([Part(str(tmp_path / "v.mp4"), 11.1, 19.6)], [])
     with pytest.raises(DataError, match="give media_root"):
         media_of(both, None)

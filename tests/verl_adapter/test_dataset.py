@@ -153,6 +153,26 @@ def test_row_that_contradicts_the_contract_is_refused(processor: Any, tmp_path: 
         open_dataset(processor, tmp_path, [row("A", video={"video": clip, "fps": 4.0})])
 
 
+def test_a_row_may_show_a_part_of_a_clip(processor: Any, tmp_path: Path, clip: str) -> None:
+    """Eight frames, two a second: the whole clip, frames 2 to 5, and a part that the clip does not have."""
+    parts = [{}, {"video_start": 1.0, "video_end": 2.5}, {"video_start": 5.0, "video_end": 6.0}]
+    rows = [row("A B", index, video={"video": clip, **part}) for index, part in enumerate(parts)]
+    for cache in (None, str(tmp_path / "frames")):
+        dataset = open_dataset(processor, tmp_path, rows, frame_cache=cache)
+        (refused,) = dataset.quarantined
+        assert refused.row == 2 and "starts at 5 s, after the last frame" in refused.reason
+        assert refused.path == f"{clip} (5 s to 6 s)"
+        whole, part = (
+            VideoDataset._process_multi_modal_info(dataset[number]["raw_prompt"], 14, dataset.config)[1][0]
+            for number in (0, 1)
+        )
+        assert torch.equal(part[0], whole[0][2:6])
+        assert part[1]["frames_indices"] == [2, 3, 4, 5] and part[1]["total_num_frames"] == 4
+    contract = sampling_contract(dataset.config, 14)
+    lengths = [dataset._prompt_length(dataset[n]["raw_prompt"], contract, {}) for n in (0, 1)]
+    assert lengths[0] - lengths[1] == 2 * 2 * 2
+
+
 def test_contract_must_be_given_and_known(processor: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="sampling_contract is not set"):
         open_dataset(processor, tmp_path, [row("A")], sampling_contract=None)

@@ -23,11 +23,14 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from keytoken.attribution.views.frames import changing_order
 from keytoken.compose import compose_config
 from keytoken.data import timed
+from keytoken.data.clips import read_clip
 from keytoken.data.contract import SamplingContract
+from keytoken.data.part import Part
 from keytoken.demo.render import draw_clip, write_clip
 from keytoken.demo.rows import question_row, split_question
 from keytoken.errors import ClipError, ConfigurationError, DataError
-from keytoken.evaluation.rows import conversation
+from keytoken.evaluation.rows import conversation, media_of
+from keytoken.scoring.benchmarks import mvbench
 from keytoken.verl_adapter.agent_loop import VideoAgentLoop
 from keytoken.verl_adapter.dataset import VideoDataset
 from keytoken.verl_adapter.merge import model_folder
@@ -86,17 +89,17 @@ def training_side(processor: Any, folder: Path, row: dict[str, Any]) -> tuple[di
         )
 
     output = asyncio.run(answer())
-    return server.request, output._features
+    return server.request, output._media.features
 
 
-@pytest.mark.parametrize("shows", ["video", "image", "text"])
+@pytest.mark.parametrize("shows", ["video", "part", "image", "text"])
 def test_evaluation_sends_what_training_sends(
     shows: str, maker: PromptMaker, processor: Any, clip: Path, tmp_path: Path
 ) -> None:
     """Prompt ids, frames, metadata and the engine's arguments; pixel values, grids and seconds per grid."""
     question, _ = split_question("heldout", 0, 0)
     contract = SamplingContract(**CONTRACT)
-    video = clip if shows == "video" else None
+    video = clip if shows in ("video", "part") else None
     row = question_row(question, split="heldout", index=0, clip=video, contract=contract)
     picture = tmp_path / "picture.png"
     if shows == "image":
@@ -106,10 +109,11 @@ def test_evaluation_sends_what_training_sends(
             "prompt": [{"role": "user", "content": "<image>" + question.prompt}],
             "images": [{"image": str(picture)}],
         }
+    if shows == "part":
+        row["videos"] = [{"video": str(clip), "video_start": 1.0, "video_end": 2.5}]
     request, features = training_side(processor, tmp_path, row)
-    messages = conversation(
-        question.prompt, [clip] if shows == "video" else [], [picture] if shows == "image" else []
-    )
+    videos = {"video": [clip], "part": [Part(str(clip), 1.0, 2.5)]}.get(shows, [])
+    messages = conversation(question.prompt, videos, [picture] if shows == "image" else [])
     media = maker.read(messages)
     prompt = maker.prepare(messages, media)
     assert prompt.token_ids == request["prompt_ids"]
@@ -117,15 +121,39 @@ def test_evaluation_sends_what_training_sends(
     assert prompt.features.keys() == features.keys()
     for name, value in features.items():
         assert torch.equal(torch.as_tensor(prompt.features[name]), torch.as_tensor(value)), name
-    if shows == "video":
+    if video is not None:
         ((frames, metadata),), ((trained, trained_metadata),) = prompt.videos, request["video_data"]
         assert torch.equal(frames, trained)
         assert metadata == trained_metadata
         assert {"pixel_values_videos", "video_grid_thw", "second_per_grid_ts"} <= features.keys()
+        assert metadata["frames_indices"] == (list(range(8)) if shows == "video" else [2, 3, 4, 5])
+        assert features["second_per_grid_ts"].tolist() == [1.0]  # two of the clip's frames, two in a second
     else:
         assert prompt.videos == request["video_data"] is None
     if shows == "image":
         assert prompt.images == request["image_data"]
+
+
+def test_question_about_a_part_of_a_video_shows_that_part(
+    maker: PromptMaker, clip: Path, tmp_path: Path
+) -> None:
+    """From MVBench's file to the prompt: frames, and as many placeholders as they need."""
+    fields = {"question": "which way ?", "candidates": ["left", "right"], "answer": "left"}
+    folder = tmp_path / "star" / "Charades_v1_480"
+    folder.mkdir(parents=True)
+    shutil.copy(clip, folder / "a.mp4")
+    rows = [{"video": "a.mp4", "start": start, "end": end, **fields} for start, end in ((1.0, 2.5), (0.0, 9))]
+    (tmp_path / "action_sequence.json").write_text(json.dumps(rows))
+    shown, prompts = [], []
+    for item in mvbench.read([tmp_path / "action_sequence.json"]):
+        messages = conversation(mvbench.prompt(item), *media_of(item, tmp_path))
+        media = maker.read(messages)
+        shown += [frames for frames, _ in media.videos or []]
+        prompts.append(maker.prepare(messages, media))
+    whole = read_clip(clip, SamplingContract(**CONTRACT)).frames
+    assert torch.equal(shown[0], whole[2:6]) and torch.equal(shown[1], whole)
+    part, all_of_it = (len(prompt.token_ids) for prompt in prompts)
+    assert all_of_it - part == 2 * 2 * 2  # two temporal patches of four tokens
 
 
 @pytest.mark.parametrize("cached", [False, True])

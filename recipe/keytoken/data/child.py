@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+from keytoken.data.part import AnyClip
 from keytoken.errors import ClipError, DataError, KeyTokenError
 
 _START_LIMIT_S = 300.0  # for the child's imports: seconds, but minutes on a machine with much else to do
@@ -24,11 +25,11 @@ class ClipProcess(Generic[AnswerT]):
     The child starts with the first clip and serves all others until one of them kills it.
 
     Args:
-        work: Function of a clip's path, importable in the child; its answer must survive pickling.
+        work: Function of a clip or a part of one, importable in the child; its answer must survive pickling.
         limit_s: Seconds allowed for one clip.
     """
 
-    def __init__(self, work: Callable[[str], AnswerT], limit_s: float) -> None:
+    def __init__(self, work: Callable[[Any], AnswerT], limit_s: float) -> None:
         self.work = work
         self.limit_s = limit_s
         self._process: Any = None
@@ -40,7 +41,7 @@ class ClipProcess(Generic[AnswerT]):
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def run(self, path: str) -> AnswerT:
+    def run(self, path: AnyClip) -> AnswerT:
         """What the function returns for a clip.
 
         Raises:
@@ -94,7 +95,7 @@ class ClipProcess(Generic[AnswerT]):
         return self._pipe
 
 
-def _serve(pipe: "multiprocessing.connection.Connection[Any, Any]", work: Callable[[str], Any]) -> None:
+def _serve(pipe: "multiprocessing.connection.Connection[Any, Any]", work: Callable[[Any], Any]) -> None:
     """The child: answers each path with a result or a user's error, until the parent hangs up."""
     signal.signal(
         signal.SIGINT, signal.SIG_IGN

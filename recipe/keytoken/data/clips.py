@@ -20,6 +20,7 @@ import torch
 
 from keytoken.data.contract import SamplingContract, resized_shape
 from keytoken.data.decoders import AUTO, DECODERS, Decoded, DecoderError, DecoderMissing, folder, image
+from keytoken.data.part import AnyClip, Span, SpanError, clip_path, span_of
 from keytoken.errors import ClipError, ConfigurationError, DataError
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ class Clip:
         timestamps_s: Time of each frame in seconds from the first frame of the file, [T].
         frame_indices: Number of each frame in the file, [T].
         fps: Average frame rate of the file.
-        num_source_frames: Frames in the file.
+        num_source_frames: Frames in the file, or in the part of it that was read.
         decoder: Who read it: a name of :data:`keytoken.data.decoders.DECODERS`, "folder" or "image".
         path: The file or folder.
         note: What is odd about the file, such as that it was cut short; mostly empty.
@@ -56,7 +57,7 @@ class Clip:
 
     @property
     def is_still(self) -> bool:
-        """Whether the file has one frame only, so that no order of frames exists."""
+        """Whether there is one frame only, so that no order of frames exists."""
         return self.num_source_frames == 1
 
     def metadata(self) -> dict[str, Any]:
@@ -70,30 +71,33 @@ class Clip:
         }
 
 
-def read_clip(path: str | os.PathLike[str], contract: SamplingContract) -> Clip:
+def read_clip(path: AnyClip, contract: SamplingContract) -> Clip:
     """Read the frames of a clip that the contract selects, at the contract's size.
 
     Args:
-        path: A local video file, a folder of frames (:mod:`keytoken.data.decoders.folder`), or an image.
+        path: A local video file, a folder of frames (:mod:`keytoken.data.decoders.folder`), an image, or a
+            part of one of them (:mod:`keytoken.data.part`).
         contract: The sampling contract.
 
     Returns:
         The clip.
 
     Raises:
-        ClipError: The clip is missing, empty or damaged, or cannot be decoded.
+        ClipError: The clip is missing, empty or damaged, cannot be decoded, or has no such part.
         ConfigurationError: The contract names a decoder that is not installed.
     """
-    source = Path(path)
+    source, span = clip_path(path), span_of(path)
     try:
-        decoder, decoded = _decode(source, contract)
+        decoder, decoded = _decode(source, contract, span)
         frames = _resize(decoded.frames, contract)
     except ClipError:
         raise
+    except SpanError as problem:
+        raise ClipError(f"clip {source}: {problem}; correct the start and the end of the part") from problem
     except DataError as problem:
         raise ClipError(f"clip {source}: {problem}; repair it or drop it from the dataset") from problem
     if decoded.note:
-        logger.info("clip %s: %s", source, decoded.note)
+        logger.info("clip %s: %s", path, decoded.note)
     return Clip(
         frames=frames,
         timestamps_s=tuple(decoded.timestamps_s),
@@ -106,19 +110,19 @@ def read_clip(path: str | os.PathLike[str], contract: SamplingContract) -> Clip:
     )
 
 
-def _decode(source: Path, contract: SamplingContract) -> tuple[str, Decoded]:
+def _decode(source: Path, contract: SamplingContract, span: Span) -> tuple[str, Decoded]:
     """Find out what a path is and have it read; returns who read it."""
     status = _status(source)
     try:
         if stat.S_ISDIR(status.st_mode):
-            return "folder", folder.decode(source, contract)
+            return "folder", folder.decode(source, contract, span)
         if not stat.S_ISREG(status.st_mode):
             raise DecoderError("not a file (a pipe, socket or device)")
         if status.st_size == 0:
             raise ClipError(f"clip {source}: the file is empty; copy or download it again")
         if source.suffix.lower() in image.SUFFIXES:
-            return "image", image.decode(source, contract)
-        return _decode_video(source, contract)
+            return "image", image.decode(source, contract, span)
+        return _decode_video(source, contract, span)
     except OSError as problem:
         raise DecoderError(f"cannot be read ({problem.strerror or problem})") from problem
 
@@ -135,12 +139,14 @@ def _status(source: Path) -> os.stat_result:
         ) from problem
 
 
-def _decode_video(source: Path, contract: SamplingContract) -> tuple[str, Decoded]:
+def _decode_video(source: Path, contract: SamplingContract, span: Span) -> tuple[str, Decoded]:
     names = AUTO if contract.decoder == "auto" else (contract.decoder,)
     failures = []
     for name in names:
         try:
-            return name, DECODERS[name](source, contract)
+            return name, DECODERS[name](source, contract, span)
+        except SpanError:
+            raise
         except DecoderMissing as problem:
             if len(names) == 1:
                 raise ConfigurationError(

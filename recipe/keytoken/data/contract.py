@@ -164,7 +164,9 @@ def _check_number(name: str, value: Any, whole: bool) -> None:
         raise ConfigurationError(f"sampling contract: {name} is {value!r}; it must be a positive {kind}")
 
 
-def select_frames(num_source_frames: int, source_fps: float, contract: SamplingContract) -> list[int]:
+def select_frames(
+    num_source_frames: int, source_fps: float, contract: SamplingContract, first: int = 0
+) -> list[int]:
     """Choose the frames of a clip that the model sees.
 
     The rule of qwen_vl_utils: duration times ``contract.fps``, clamped to the contract's bounds and the
@@ -173,9 +175,10 @@ def select_frames(num_source_frames: int, source_fps: float, contract: SamplingC
     frame is repeated to fill that one patch, as the video processor would do.
 
     Args:
-        num_source_frames: Frames in the file.
+        num_source_frames: Frames in the file, or in the part of it that is shown.
         source_fps: Average frame rate of the file.
         contract: The sampling contract.
+        first: Number of the first of these frames.
 
     Returns:
         Frame numbers in ascending order; their count is a multiple of ``temporal_patch_size``.
@@ -189,13 +192,13 @@ def select_frames(num_source_frames: int, source_fps: float, contract: SamplingC
         raise DataError(f"a clip with frame rate {source_fps} cannot be sampled by time; re-encode it")
     step = contract.temporal_patch_size
     if num_source_frames < step:
-        return [min(index, num_source_frames - 1) for index in range(step)]
+        return [first + min(index, num_source_frames - 1) for index in range(step)]
     wanted = num_source_frames / source_fps * contract.fps
     wanted = min(max(wanted, contract.min_frames), contract.max_frames, num_source_frames)
     count = max(math.floor(wanted / step) * step, step)
     if count == 1:
-        return [0]
-    return [round(index * (num_source_frames - 1) / (count - 1)) for index in range(count)]
+        return [first]
+    return [round(first + index * (num_source_frames - 1) / (count - 1)) for index in range(count)]
 
 
 def resized_shape(height: int, width: int, contract: SamplingContract) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from keytoken.data.cache.store import Shape, clip_shape
 from keytoken.data.child import ClipProcess
 from keytoken.data.contract import SamplingContract
+from keytoken.data.part import Part, named_clip
 from keytoken.errors import ClipError, DataError
 
 
@@ -45,30 +46,25 @@ class Scan:
     Attributes:
         kept: Numbers of the rows whose clips can all be read.
         quarantined: The others, with their reasons.
-        shapes: T, C, H, W of the frames of each clip that can be read, by path.
+        shapes: T, C, H, W of the frames of each clip, or part of one, that can be read.
     """
 
     kept: list[int]
     quarantined: list[Quarantined]
-    shapes: dict[str, Shape]
+    shapes: dict[str | Part, Shape]
 
 
-def clip_paths(row: dict[str, Any], video_key: str = "videos") -> list[str]:
-    """Paths of a row's clips; empty for a text-only row.
+def named_clips(row: dict[str, Any], video_key: str = "videos") -> list[str | Part]:
+    """A row's clips or parts of clips; none for a text-only row.
 
     Raises:
         DataError: If an entry is neither a path nor a mapping with the key "video".
     """
-    paths = []
-    for entry in row.get(video_key) or ():
-        path = entry.get("video") if isinstance(entry, dict) else entry
-        if not isinstance(path, str):
-            raise DataError(
-                f"column {video_key!r} holds {type(path).__name__}; "
-                "give a path or a mapping with the key 'video'"
-            )
-        paths.append(path.removeprefix("file://"))
-    return paths
+    entries = row.get(video_key) or ()
+    try:
+        return [named_clip(entry if isinstance(entry, dict) else {"video": entry}) for entry in entries]
+    except DataError as problem:
+        raise DataError(f"column {video_key!r}: {problem}") from problem
 
 
 def scan_rows(
@@ -91,17 +87,17 @@ def scan_rows(
     Returns:
         What was found.
     """
-    found: dict[str, Shape | ClipError] = {}
+    found: dict[str | Part, Shape | ClipError] = {}
     kept: list[int] = []
     quarantined: list[Quarantined] = []
     with ClipProcess(functools.partial(clip_shape, contract=contract, root=cache), limit_s) as probe:
         for number, row in enumerate(tqdm(rows, desc="checking clips", unit="row", mininterval=1.0)):
-            for path in clip_paths(row, video_key):
+            for path in named_clips(row, video_key):
                 if path not in found:
                     found[path] = _probe(probe, path)
                 outcome = found[path]
                 if isinstance(outcome, ClipError):
-                    quarantined.append(Quarantined(number, path, str(outcome)))
+                    quarantined.append(Quarantined(number, str(path), str(outcome)))
                     break
             else:
                 kept.append(number)
@@ -109,7 +105,7 @@ def scan_rows(
     return Scan(kept, quarantined, shapes)
 
 
-def _probe(probe: ClipProcess[Shape], path: str) -> Shape | ClipError:
+def _probe(probe: ClipProcess[Shape], path: str | Part) -> Shape | ClipError:
     try:
         return probe.run(path)
     except ClipError as problem:

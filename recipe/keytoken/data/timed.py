@@ -11,19 +11,20 @@ from functools import partial
 from keytoken.data.child import ClipProcess
 from keytoken.data.clips import Clip, read_clip
 from keytoken.data.contract import SamplingContract
+from keytoken.data.part import AnyClip
 
 # Appending and popping are atomic, so threads need no lock.
 _IDLE: dict[SamplingContract, list[ClipProcess[Clip]]] = {}
 os.register_at_fork(after_in_child=_IDLE.clear)  # a pipe must not have two parents
 
 
-def read_clip_within(path: str | os.PathLike[str], contract: SamplingContract, limit_s: float) -> Clip:
+def read_clip_within(path: AnyClip, contract: SamplingContract, limit_s: float) -> Clip:
     """:func:`~keytoken.data.clips.read_clip` in a child process, for at most ``limit_s`` seconds.
 
     The first clip waits for the child's imports besides. Threads may call it at the same time.
 
     Args:
-        path: A local video file, a folder of frames, or an image.
+        path: A local video file, a folder of frames, an image, or a part of one.
         contract: The sampling contract.
         limit_s: Seconds allowed for the clip.
 
@@ -41,6 +42,6 @@ def read_clip_within(path: str | os.PathLike[str], contract: SamplingContract, l
         process = ClipProcess(partial(read_clip, contract=contract), limit_s)
     process.limit_s = limit_s
     try:
-        return process.run(os.fspath(path))
+        return process.run(path)
     finally:
         idle.append(process)

@@ -132,11 +132,6 @@ class Asker:
         self._keep(Prediction(response=answer.text, **key._asdict()))
 
     def _read(self, item: Item) -> Media:
-        if item.span is not None:
-            raise DataError(
-                f"{item.item_id}: asks about seconds {item.span[0]:g} to {item.span[1]:g} of {item.video}; "
-                "parts of a video cannot be read yet, so cut it before"
-            )
         videos, images = media_of(item, self._asking.media_root)
         return self._maker.read(conversation("", videos, images))
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from keytoken.data.part import AnyClip, Part, entry_of
 from keytoken.errors import ClipError, DataError
 from keytoken.scoring.items import Item, Prediction
 
@@ -74,17 +75,19 @@ def sample_seed(seed: int, key: SampleKey) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def conversation(text: str, videos: Sequence[Path] = (), images: Sequence[Path] = ()) -> list[dict[str, Any]]:
+def conversation(
+    text: str, videos: Sequence[AnyClip] = (), images: Sequence[Path] = ()
+) -> list[dict[str, Any]]:
     """One question as verl's dataset builds it from a training row: the media, then the text."""
     if not (videos or images):
         return [{"role": "user", "content": text}]
-    media: list[dict[str, str]] = [{"type": "video", "video": str(path)} for path in videos]
+    media: list[dict[str, Any]] = [{"type": "video", **entry_of(clip)} for clip in videos]
     media += [{"type": "image", "image": str(path)} for path in images]
     return [{"role": "user", "content": [*media, {"type": "text", "text": text}]}]
 
 
-def media_of(item: Item, root: Path | None) -> tuple[list[Path], list[Path]]:
-    """Videos and images of a question.
+def media_of(item: Item, root: Path | None) -> tuple[list[AnyClip], list[Path]]:
+    """Videos, or the parts of them that are meant, and images of a question.
 
     Raises:
         DataError: no root was given, a path leads out of it, or there is no such file.
@@ -93,7 +96,10 @@ def media_of(item: Item, root: Path | None) -> tuple[list[Path], list[Path]]:
         if item.video or item.images:
             raise DataError(f"{item.item_id}: has a video or images; give media_root=FOLDER, where they lie")
         return [], []
-    videos = [media_path(root, item.video, VIDEO_ENDINGS)] if item.video else []
+    videos: list[AnyClip] = []
+    if item.video:
+        path = media_path(root, item.video, VIDEO_ENDINGS)
+        videos.append(path if item.span is None else Part(str(path), *item.span))
     return videos, [media_path(root, name) for name in item.images]
 
 

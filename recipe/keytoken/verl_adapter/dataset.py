@@ -8,6 +8,9 @@ Rows that cannot be used are set aside when the dataset is opened, not in the mi
 image that cannot be read, a prompt longer than the limit. Each is listed with its reason in
 ``data.quarantine_file``; none is replaced.
 
+A row may show a part of a clip, as ``video_start`` and ``video_end`` beside ``video``
+(:mod:`keytoken.data.part`).
+
 Own keys of the ``data`` block: ``sampling_contract`` (fields of :class:`SamplingContract`; the patch size
 comes from the processor), ``quarantine_file`` and ``frame_cache``, a folder
 (:mod:`keytoken.data.cache.store`). Without a cache a clip is decoded when the dataset is opened and whenever
@@ -35,6 +38,7 @@ from PIL import Image
 from keytoken.data.cache.store import CacheStatistics, FrameCache, Read, Shape, clip_shape, frame_cache
 from keytoken.data.clips import Clip, read_clip
 from keytoken.data.contract import SamplingContract
+from keytoken.data.part import Part, named_clip
 from keytoken.data.quarantine import Quarantined, scan_rows
 from keytoken.data.timed import read_clip_within
 from keytoken.errors import ConfigurationError, DataError
@@ -97,7 +101,7 @@ class VideoDataset(RLHFDataset):
         """
         contract = sampling_contract(config, image_patch_size)
         images = [_load_image(item, contract) for item in _media_items(messages, "image")]
-        clips = [_read(_clip_path(item), contract, config) for item in _media_items(messages, "video")]
+        clips = [_read(named_clip(item), contract, config) for item in _media_items(messages, "video")]
         return images or None, [(clip.frames, clip.metadata()) for clip in clips] or None, None
 
     @classmethod
@@ -116,7 +120,7 @@ class VideoDataset(RLHFDataset):
         return images, videos
 
     def _reason_against(
-        self, row: dict[str, Any], contract: SamplingContract, shapes: Mapping[str, Shape]
+        self, row: dict[str, Any], contract: SamplingContract, shapes: Mapping[str | Part, Shape]
     ) -> str | None:
         """Why a row with readable clips cannot be used all the same, or None."""
         messages = self._build_messages(row, key=self.prompt_key)
@@ -132,7 +136,7 @@ class VideoDataset(RLHFDataset):
         return None
 
     def _prompt_length(
-        self, messages: list[dict[str, Any]], contract: SamplingContract, shapes: Mapping[str, Shape]
+        self, messages: list[dict[str, Any]], contract: SamplingContract, shapes: Mapping[str | Part, Shape]
     ) -> int:
         """Tokens of a prompt with its placeholders expanded, without running the processor on pixels.
 
@@ -147,8 +151,8 @@ class VideoDataset(RLHFDataset):
             width, height = _load_image(item, contract).size
             length += (height // tile) * (width // tile) - 1
         for item in _media_items(messages, "video"):
-            path = _clip_path(item)
-            shape = shapes.get(path) or clip_shape(path, contract, self.config.get("frame_cache"))
+            clip = named_clip(item)
+            shape = shapes.get(clip) or clip_shape(clip, contract, self.config.get("frame_cache"))
             frames, _, height, width = shape
             length += frames // contract.temporal_patch_size * (height // tile) * (width // tile) - 1
         return length
@@ -193,14 +197,7 @@ def _media_items(messages: list[dict[str, Any]], kind: str) -> Iterator[dict[str
             yield from (item for item in message["content"] if item.get("type") == kind)
 
 
-def _clip_path(item: Mapping[str, Any]) -> str:
-    path = item["video"]
-    if not isinstance(path, str):
-        raise DataError(f"a video given as {type(path).__name__} is not supported; give the path of a file")
-    return path.removeprefix("file://")
-
-
-def _read(path: str, contract: SamplingContract, config: Mapping[str, Any]) -> Clip:
+def _read(path: str | Part, contract: SamplingContract, config: Mapping[str, Any]) -> Clip:
     root, limit_s = config.get("frame_cache"), config.get("clip_limit_s")
     if root is None:
         clip = _reader(limit_s)(path, contract)

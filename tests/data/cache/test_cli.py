@@ -127,7 +127,7 @@ def sources(tmp_path: Path) -> Path:
 WRONG_SOURCES = {
     "missing": ("gone.parquet", "no such file or folder"),
     "dataset without the column": ("columns.parquet", r"no column 'videos' but clip.*video_key=NAME"),
-    "numbers for paths": ("numbers.parquet", "'videos' holds int"),
+    "numbers for paths": ("numbers.parquet", "column 'videos': a video given as int"),
     "dataset without clips": ("none.parquet", "has no clips"),
     "text named parquet": ("text.parquet", "cannot be read as Parquet"),
     "empty list": ("empty.txt", "has no clips"),

@@ -17,7 +17,8 @@ from tqdm import tqdm
 from keytoken.data.cache.store import add_clip
 from keytoken.data.child import ClipProcess
 from keytoken.data.contract import SamplingContract
-from keytoken.data.quarantine import clip_paths
+from keytoken.data.part import Part
+from keytoken.data.quarantine import named_clips
 from keytoken.errors import ClipError, DataError
 
 # Files of a folder that are taken for clips; everything else in it is left alone.
@@ -43,8 +44,8 @@ class Built:
     failures: dict[str, str] = field(default_factory=dict)
 
 
-def find_clips(sources: Sequence[str], video_key: str = "videos") -> list[str]:
-    """The clips of some sources, each once, in order.
+def find_clips(sources: Sequence[str], video_key: str = "videos") -> list[str | Part]:
+    """The clips of some sources, and parts of clips that datasets name, each once, in order.
 
     Args:
         sources: Datasets (.parquet), lists (.txt, one path a line, relative to the list), folders (searched
@@ -54,7 +55,7 @@ def find_clips(sources: Sequence[str], video_key: str = "videos") -> list[str]:
     Raises:
         DataError: A source is missing, is of another kind, or has no clips.
     """
-    found: dict[str, None] = {}
+    found: dict[str | Part, None] = {}
     for source in sources:
         clips = list(_clips_of(Path(source).expanduser(), video_key))
         if not clips:
@@ -64,12 +65,12 @@ def find_clips(sources: Sequence[str], video_key: str = "videos") -> list[str]:
 
 
 def build(
-    clips: Sequence[str], contract: SamplingContract, root: Path, *, jobs: int, limit_s: float
+    clips: Sequence[str | Part], contract: SamplingContract, root: Path, *, jobs: int, limit_s: float
 ) -> Built:
     """Store clips that the cache does not have. Interrupted, it goes on where it was when it is run again.
 
     Args:
-        clips: Paths.
+        clips: Paths, or parts of clips.
         contract: The sampling contract.
         root: The cache.
         jobs: Clips decoded at once, each in a process of its own.
@@ -85,12 +86,12 @@ def build(
         for future in tqdm(finished, total=len(clips), desc="caching clips", unit="clip", mininterval=1.0):
             outcome = future.result()
             if isinstance(outcome, ClipError):
-                built.failures[futures[future]] = str(outcome)
+                built.failures[str(futures[future])] = str(outcome)
             else:
                 built.num_stored += outcome > 0
                 built.num_present += outcome == 0
                 built.num_bytes += outcome
-    built.failures = {clip: built.failures[clip] for clip in clips if clip in built.failures}
+    built.failures = {name: built.failures[name] for name in map(str, clips) if name in built.failures}
     return built
 
 
@@ -106,7 +107,7 @@ def write_failures(target: Path, failures: dict[str, str]) -> None:
 _KINDS = "give a .parquet dataset, a .txt list of paths, a folder of clips, or a clip"
 
 
-def _clips_of(source: Path, video_key: str) -> Iterator[str]:
+def _clips_of(source: Path, video_key: str) -> Iterator[str | Part]:
     if source.is_dir():
         yield from (str(path) for path in sorted(source.rglob("*")) if path.suffix.lower() in CLIP_SUFFIXES)
     elif not source.exists():
@@ -122,7 +123,7 @@ def _clips_of(source: Path, video_key: str) -> Iterator[str]:
         raise DataError(f"{source}: is of no known kind; {_KINDS}")
 
 
-def _clips_of_dataset(source: Path, video_key: str) -> Iterator[str]:
+def _clips_of_dataset(source: Path, video_key: str) -> Iterator[str | Part]:
     try:
         file = pq.ParquetFile(source)
         if video_key not in file.schema_arrow.names:
@@ -132,7 +133,7 @@ def _clips_of_dataset(source: Path, video_key: str) -> Iterator[str]:
             )
         for batch in file.iter_batches(columns=[video_key]):
             for row in batch.to_pylist():
-                yield from clip_paths(row, video_key)
+                yield from named_clips(row, video_key)
     except (OSError, pa.ArrowException) as problem:
         raise DataError(f"{source}: cannot be read as Parquet ({problem}); write it again") from problem
 
@@ -140,13 +141,13 @@ def _clips_of_dataset(source: Path, video_key: str) -> Iterator[str]:
 @contextmanager
 def _workers(
     contract: SamplingContract, root: Path, jobs: int, limit_s: float
-) -> Iterator[Callable[[str], "Future[int | ClipError]"]]:
+) -> Iterator[Callable[[str | Part], "Future[int | ClipError]"]]:
     """A function that has a clip added by one of ``jobs`` threads, each with a child of its own."""
     own = threading.local()
     children: list[ClipProcess[int]] = []
     work = functools.partial(add_clip, contract=contract, root=str(root))
 
-    def add(clip: str) -> int | ClipError:
+    def add(clip: str | Part) -> int | ClipError:
         if not hasattr(own, "child"):
             own.child = ClipProcess(work, limit_s)
             children.append(own.child)

@@ -1,6 +1,7 @@
 """The frame cache: each clip is decoded once for a sampling contract, whoever asks and from wherever.
 
-An entry is found by what the clip holds, not by where it lies (a hash of its bytes), and by the contract::
+An entry is found by what the clip holds, not by where it lies (a hash of its bytes and, of a part of a clip,
+of its ends), and by the contract::
 
     <root>/<contract digest>/<first two digits>/<content hash>.frames    see keytoken.data.cache.frame_file
     <root>/index/...                                                     see keytoken.data.cache.fingerprint
@@ -17,6 +18,7 @@ systems are often mounted without times of access. Pruning goes by it (:mod:`key
 
 import contextlib
 import functools
+import hashlib
 import logging
 import os
 import threading
@@ -36,11 +38,12 @@ from keytoken.data.cache.frame_file import (
 from keytoken.data.cache.upkeep import INDEX, SUFFIX, prune
 from keytoken.data.clips import Clip, read_clip
 from keytoken.data.contract import SamplingContract
+from keytoken.data.part import AnyClip, Part, clip_path
 from keytoken.errors import ClipError, ConfigurationError, DataError
 
 logger = logging.getLogger(__name__)
 
-Read = Callable[[str, SamplingContract], Clip]
+Read = Callable[[AnyClip, SamplingContract], Clip]
 Shape = tuple[int, int, int, int]  # T, C, H, W
 
 _STAMP_INTERVAL_S = 3600.0
@@ -107,11 +110,11 @@ class FrameCache:
         self._unmeasured_bytes = max_bytes or 0  # written since the size was taken; at first, anything
         self._warned = False
 
-    def read_through(self, path: str, contract: SamplingContract) -> Clip:
+    def read_through(self, path: AnyClip, contract: SamplingContract) -> Clip:
         """A clip, from the cache or decoded and stored.
 
         Args:
-            path: The clip.
+            path: The clip, or a part of one.
             contract: The sampling contract.
 
         Returns:
@@ -123,7 +126,7 @@ class FrameCache:
         """
         return self.fetch(path, contract)[0]
 
-    def fetch(self, path: str, contract: SamplingContract) -> tuple[Clip, CacheStatistics]:
+    def fetch(self, path: AnyClip, contract: SamplingContract) -> tuple[Clip, CacheStatistics]:
         """As :meth:`read_through`, with the counts of this one clip."""
         counts = CacheStatistics()
         entry = self.entry(path, contract)
@@ -141,7 +144,7 @@ class FrameCache:
             self.statistics.add(counts)
         return clip, counts
 
-    def add(self, path: str, contract: SamplingContract) -> int:
+    def add(self, path: AnyClip, contract: SamplingContract) -> int:
         """Decode and store a clip that the cache does not have.
 
         Returns:
@@ -165,7 +168,7 @@ class FrameCache:
                 "permissions or name another folder; the same command then goes on with the rest"
             ) from problem
 
-    def has(self, path: str, contract: SamplingContract) -> bool:
+    def has(self, path: AnyClip, contract: SamplingContract) -> bool:
         """Whether a clip would be a hit."""
         entry = self.entry(path, contract)
         with contextlib.suppress(OSError, BrokenEntryError, OtherVersionError):
@@ -174,14 +177,17 @@ class FrameCache:
                 return True
         return False
 
-    def entry(self, path: str, contract: SamplingContract) -> Path | None:
+    def entry(self, path: AnyClip, contract: SamplingContract) -> Path | None:
         """Where a clip's entry is or would be; None for what cannot be hashed, which reading will explain."""
         try:
-            content = self._fingerprints.of(Path(path))
+            content = self._fingerprints.of(clip_path(path))
         except (OSError, ValueError):  # ValueError: a zero byte in the name
             return None
         if content is None:
             return None
+        if isinstance(path, Part):
+            text = f"{content} {float(path.start_s)!r} {float(path.end_s)!r}"
+            content = hashlib.blake2b(text.encode(), digest_size=20, person=b"part").hexdigest()
         return self.root / contract.digest() / content[:2] / f"{content}{SUFFIX}"
 
     def store(self, entry: Path, clip: Clip, contract: SamplingContract) -> int:
@@ -201,9 +207,9 @@ class FrameCache:
             prune(self.root, max_bytes=self.max_bytes, check_headers=False)
         return written
 
-    def _load(self, entry: Path, path: str, counts: CacheStatistics) -> Clip | None:
+    def _load(self, entry: Path, path: AnyClip, counts: CacheStatistics) -> Clip | None:
         try:
-            clip = read_frames(entry, str(Path(path)))  # as read_clip writes it
+            clip = read_frames(entry, str(clip_path(path)))  # as read_clip writes it
         except (FileNotFoundError, OtherVersionError):
             counts.misses += 1
             return None
@@ -223,7 +229,7 @@ class FrameCache:
         _stamp(entry)
         return clip
 
-    def _decode(self, path: str, contract: SamplingContract, counts: CacheStatistics) -> Clip:
+    def _decode(self, path: AnyClip, contract: SamplingContract, counts: CacheStatistics) -> Clip:
         clip = self._read(path, contract)
         counts.decodes += 1
         counts.decoded_bytes += clip.frames.nbytes
@@ -246,14 +252,14 @@ def frame_cache(root: str) -> FrameCache:
     return FrameCache(root)
 
 
-def clip_shape(path: str, contract: SamplingContract, root: str | None) -> Shape:
+def clip_shape(path: AnyClip, contract: SamplingContract, root: str | None) -> Shape:
     """Shape of a clip's frames, which are read by way of the cache in ``root`` if there is one."""
     read = read_clip if root is None else frame_cache(root).read_through
     frames, channels, height, width = read(path, contract).frames.shape
     return frames, channels, height, width
 
 
-def add_clip(path: str, contract: SamplingContract, root: str) -> int:
+def add_clip(path: AnyClip, contract: SamplingContract, root: str) -> int:
     """:meth:`FrameCache.add` for the cache of a folder."""
     return frame_cache(root).add(path, contract)
 

@@ -8,6 +8,7 @@ from typing import TypeAlias
 import numpy as np
 
 from keytoken.data.contract import SamplingContract
+from keytoken.data.part import Span
 from keytoken.errors import DataError
 
 
@@ -28,7 +29,7 @@ class Decoded:
         indices: Number of each frame in order of presentation, [T].
         timestamps_s: Time of each frame in seconds from the first frame of the file, [T].
         fps: Average frame rate of the file.
-        num_source_frames: Frames in the file.
+        num_source_frames: Frames in the file, or in the part of it that was asked for.
         note: What the user should know about the file, such as that it was cut short; mostly empty.
     """
 
@@ -40,4 +41,4 @@ class Decoded:
     note: str = ""
 
 
-Decode: TypeAlias = Callable[[Path, SamplingContract], Decoded]
+Decode: TypeAlias = Callable[[Path, SamplingContract, Span], Decoded]

@@ -5,19 +5,21 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, ImageSequence
 
-from keytoken.data.contract import SamplingContract, select_frames
+from keytoken.data.contract import SamplingContract
 from keytoken.data.decoders.base import Decoded, DecoderError
+from keytoken.data.part import WHOLE, Span, choose_frames
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 _DEFAULT_SECONDS = 0.1  # browsers show a frame without a duration for that long
 _ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
-def decode(path: Path, contract: SamplingContract) -> Decoded:
+def decode(path: Path, contract: SamplingContract, span: Span = WHOLE) -> Decoded:
     """Decode the frames of an image that a contract selects; a still has the contract's frame rate.
 
     Raises:
         DecoderError: the file is no image, or a damaged one.
+        SpanError: the part has no frames.
     """
     try:
         with Image.open(path) as image:
@@ -29,9 +31,9 @@ def decode(path: Path, contract: SamplingContract) -> Decoded:
         raise DecoderError(f"not an image that can be read ({error})") from error
     times = np.cumsum([0.0, *durations])
     fps = len(frames) / float(times[-1]) if len(frames) > 1 else contract.fps
-    numbers = select_frames(len(frames), fps, contract)
+    numbers, count, note = choose_frames(times[:-1].tolist(), fps, contract, span)
     seconds = [float(times[number]) for number in numbers]
-    return Decoded(np.stack([frames[number] for number in numbers]), numbers, seconds, fps, len(frames))
+    return Decoded(np.stack([frames[number] for number in numbers]), numbers, seconds, fps, count, note)
 
 
 def load_rgb(path: Path) -> np.ndarray:

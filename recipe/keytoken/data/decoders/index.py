@@ -19,7 +19,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from keytoken.data.contract import SamplingContract
 from keytoken.data.decoders.base import DecoderError
+from keytoken.data.part import WHOLE, Chosen, Span, choose_frames
 
 _WITHOUT_TIMES = {"avi"}  # FFmpeg guesses times for its packets, wrongly where frames are reordered
 
@@ -49,6 +51,17 @@ class ClipIndex:
     def seconds(self, numbers: list[int]) -> list[float]:
         """Times of frames in seconds from the first one."""
         return [float((self.pts[number] - self.pts[0]) * self.time_base) for number in numbers]
+
+    def choose(self, contract: SamplingContract, span: Span) -> Chosen:
+        """The frames that a contract selects from a part of the clip; the note also says what is odd here.
+
+        Raises:
+            SpanError: the part has no frames.
+        """
+        numbers = list(range(len(self.pts)))
+        times = numbers if span == WHOLE else self.seconds(numbers)
+        chosen = choose_frames(times, self.fps, contract, span)
+        return chosen._replace(note="; ".join(filter(None, (self.note, chosen.note))))
 
 
 @contextmanager

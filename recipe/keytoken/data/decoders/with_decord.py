@@ -8,18 +8,20 @@ from pathlib import Path
 
 import numpy as np
 
-from keytoken.data.contract import SamplingContract, select_frames
+from keytoken.data.contract import SamplingContract
 from keytoken.data.decoders.base import Decoded, DecoderError, DecoderMissing
 from keytoken.data.decoders.index import index_clip
+from keytoken.data.part import WHOLE, Span
 
 _ORDERLY = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
 
 
-def decode(path: Path, contract: SamplingContract) -> Decoded:
+def decode(path: Path, contract: SamplingContract, span: Span = WHOLE) -> Decoded:
     """Decode the frames that a contract selects.
 
     Raises:
         DecoderError: decord cannot read the file, or not in the right order.
+        SpanError: the part has no frames.
     """
     try:
         import decord
@@ -29,7 +31,7 @@ def decode(path: Path, contract: SamplingContract) -> Decoded:
     index = index_clip(path)
     if index.container not in _ORDERLY or index.by_order:
         raise DecoderError(f"decord returns frames of {index.container} files in another order")
-    numbers = select_frames(len(index.pts), index.fps, contract)
+    numbers, count, note = index.choose(contract, span)
     decord.logging.set_level(decord.logging.QUIET)
     try:
         # RuntimeError: what VideoReader raises for a file that it cannot even open.
@@ -49,7 +51,7 @@ def decode(path: Path, contract: SamplingContract) -> Decoded:
     except (decord.DECORDError, DECORDLimitReachedError, RuntimeError, StopIteration) as error:
         raise DecoderError(_last_line(error)) from error
     frames = np.stack([kept[number] for number in numbers])
-    return Decoded(frames, numbers, index.seconds(numbers), index.fps, len(index.pts), index.note)
+    return Decoded(frames, numbers, index.seconds(numbers), index.fps, count, note)
 
 
 def _last_line(error: Exception) -> str:

@@ -7,28 +7,30 @@ from typing import Any
 
 import numpy as np
 
-from keytoken.data.contract import SamplingContract, select_frames
+from keytoken.data.contract import SamplingContract
 from keytoken.data.decoders.base import Decoded, DecoderError
 from keytoken.data.decoders.index import ClipIndex, count_frames, decoded_frames, index_clip, open_video
+from keytoken.data.part import WHOLE, Span
 
 
-def decode(path: Path, contract: SamplingContract) -> Decoded:
+def decode(path: Path, contract: SamplingContract, span: Span = WHOLE) -> Decoded:
     """Decode the frames that a contract selects, starting from the keyframes before them.
 
     Raises:
         DecoderError: the file cannot be opened or is damaged.
+        SpanError: the part has no frames.
     """
     index = index_clip(path)
-    numbers = select_frames(len(index.pts), index.fps, contract)
+    numbers, count, note = index.choose(contract, span)
     frames = _fetch(path, [index.pts[number] for number in numbers], index)
     if frames is None:
         # The file is damaged, or a keyframe is none: see which frames come out from the first one on.
         index = count_frames(path, index)
-        numbers = select_frames(len(index.pts), index.fps, contract)
+        numbers, count, note = index.choose(contract, span)
         frames = _fetch(path, [index.pts[number] for number in numbers], index)
     if frames is None:
         raise DecoderError("decoding the file twice gave different frames")
-    return Decoded(frames, numbers, index.seconds(numbers), index.fps, len(index.pts), index.note)
+    return Decoded(frames, numbers, index.seconds(numbers), index.fps, count, note)
 
 
 def _fetch(path: Path, times: list[int], index: ClipIndex) -> np.ndarray | None:

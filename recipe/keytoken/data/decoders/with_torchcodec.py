@@ -8,16 +8,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from keytoken.data.contract import SamplingContract, select_frames
+from keytoken.data.contract import SamplingContract
 from keytoken.data.decoders.base import Decoded, DecoderError, DecoderMissing
 from keytoken.data.decoders.index import index_clip
+from keytoken.data.part import WHOLE, Span
 
 
-def decode(path: Path, contract: SamplingContract) -> Decoded:
+def decode(path: Path, contract: SamplingContract, span: Span = WHOLE) -> Decoded:
     """Decode the frames that a contract selects.
 
     Raises:
         DecoderError: torchcodec is missing, cannot read the file, or returns other frames.
+        SpanError: the part has no frames.
     """
     video_decoder = _load()
     if isinstance(video_decoder, str):
@@ -25,7 +27,7 @@ def decode(path: Path, contract: SamplingContract) -> Decoded:
     index = index_clip(path)
     if index.by_order:
         raise DecoderError("the file has no presentation times to find its frames by")
-    numbers = select_frames(len(index.pts), index.fps, contract)
+    numbers, count, note = index.choose(contract, span)
     try:
         reader = video_decoder(str(path), dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
         batch = reader.get_frames_at(numbers)
@@ -35,7 +37,7 @@ def decode(path: Path, contract: SamplingContract) -> Decoded:
     distance = max(abs(a - b) for a, b in zip(batch.pts_seconds.tolist(), expected, strict=True))
     if not distance < 0.5 / index.fps:
         raise DecoderError(f"torchcodec returned a frame that is {distance:.3f} s from the one asked for")
-    return Decoded(batch.data.numpy(), numbers, index.seconds(numbers), index.fps, len(index.pts), index.note)
+    return Decoded(batch.data.numpy(), numbers, index.seconds(numbers), index.fps, count, note)
 
 
 @cache

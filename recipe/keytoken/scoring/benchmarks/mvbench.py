@@ -14,6 +14,11 @@ Departures: reasoning is not read, only an ``<answer>`` block or what follows ``
 one (:func:`keytoken.rewards.extract.final_text`), without the whitespace around it. An answer without a
 word, or whose word is a bracket alone, is wrong; by the letter of the notebook it occurs in "(x)" and
 would be right whatever x is.
+
+Parts. Questions of five tasks are about a part of the video, which alone is shown. The notebook takes the
+frames from round(start x rate) to round(end x rate), here the rule of :mod:`keytoken.data.part` says which
+ones, which is the same up to one frame at either end. Videos of "episodic_reasoning" are folders of images,
+3 a second; write that into a file ``fps.txt`` in each of them, since seconds mean nothing without.
 """
 
 from __future__ import annotations
