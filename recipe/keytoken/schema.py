@@ -27,6 +27,7 @@ __all__ = [
     "KernelsConfig",
     "KeyTokenConfig",
     "LossConfig",
+    "MediaConfig",
     "MethodConfig",
     "OrderBonusConfig",
     "SelectionConfig",
@@ -336,6 +337,24 @@ class KernelsConfig(Block):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class MediaConfig(Block):
+    """The pixels of prompts between rollout and training.
+
+    Attributes:
+        cache_gb: GiB of fetched pixels that a worker process keeps within a step, in ordinary memory. With
+            less than the pixels of its share of a batch it fetches some of them again.
+    """
+
+    cache_gb: float = 4.0
+
+    def __post_init__(self) -> None:
+        require(
+            0.0 <= self.cache_gb < math.inf,
+            f"{ROOT}.media.cache_gb is {self.cache_gb}; use GiB such as 4, or 0 to keep nothing.",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class KeyTokenConfig(Block):
     """The whole ``keytoken`` block.
 
@@ -349,6 +368,7 @@ class KeyTokenConfig(Block):
         export: The per-token export.
         diagnostics: What selected tokens contribute, in some steps.
         kernels: Which code computes log-probs and selections.
+        media: The pixels of prompts between rollout and training.
         run_dir: Folder that holds all that the run leaves behind.
         seed: Seeds the order of the data and, with prompt and answer number, every answer's sampling.
         sampling: Keys of :class:`keytoken.data.contract.SamplingContract`, which checks them.
@@ -359,6 +379,7 @@ class KeyTokenConfig(Block):
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
     diagnostics: DiagnosticsConfig = dataclasses.field(default_factory=DiagnosticsConfig)
     kernels: KernelsConfig = dataclasses.field(default_factory=KernelsConfig)
+    media: MediaConfig = dataclasses.field(default_factory=MediaConfig)
     run_dir: str = "outputs/run"
     seed: int = 1
     sampling: dict = dataclasses.field(default_factory=dict)

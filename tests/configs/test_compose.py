@@ -34,7 +34,7 @@ attribution.pass_timeout_s attribution.placement attribution.shuffle_seed attrib
 diagnostics.every_steps diagnostics.word_classes.color diagnostics.word_classes.direction
 diagnostics.word_classes.event diagnostics.word_classes.number diagnostics.word_classes.shape
 export.enabled export.every_steps export.max_responses
-kernels.head kernels.impl
+kernels.head kernels.impl media.cache_gb
 method.advantage_epsilon method.loss.clip_high method.loss.clip_low method.loss.constant_length
 method.loss.dual_clip method.loss.entropy_penalty method.loss.kl_clamp method.loss.kl_coef method.loss.level
 method.loss.mask_kl method.loss.normalizer method.loss.objective method.loss.perception_clip

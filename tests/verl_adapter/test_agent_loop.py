@@ -125,7 +125,7 @@ def worker(processor: Any) -> Any:
 def test_group_shares_one_preparation_and_has_distinct_seeds(processor: Any, clip: str) -> None:
     server = Server([8, 9])
     outputs = run_group(processor, server, messages(clip))
-    assert all(output._features is outputs[0]._features for output in outputs)
+    assert all(output._media is outputs[0]._media for output in outputs)
     assert len({request["sampling_params"]["seed"] for request in server.requests}) == 3
     again = Server([8, 9])
     run_group(processor, again, messages(clip))
@@ -280,13 +280,14 @@ class Scorer:
 def stored_by_worker(
     processor: Any, monkeypatch: pytest.MonkeyPatch, scorer: Scorer, output: Any
 ) -> dict[str, Any]:
-    """What the worker puts into storage for an answer."""
+    """What the worker puts into storage for an answer, after the prompt's pixels if it is the first."""
     puts: list[dict[str, Any]] = []
 
     async def put(**call: Any) -> None:
         puts.append(call)
 
     monkeypatch.setattr("verl.trainer.ppo.v1.agent_loop_tq.tq.async_kv_batch_put", put)
+    monkeypatch.setattr("keytoken.verl_adapter.media.tq.async_kv_put", put)
     built = worker(processor)
     built.reward_loop_worker_handles, built.distillation_enabled = [scorer], False
     row = {
@@ -298,7 +299,7 @@ def stored_by_worker(
         "extra_info": {"problem_type": "multiple choice"},
     }
     asyncio.run(built._agent_loop_postprocess(output, False, **row))
-    (call,) = puts
+    *_, call = puts
     return call
 
 
@@ -345,7 +346,10 @@ def test_trainer_gets_what_the_processor_makes_of_the_same_frames(processor: Any
     server = Server([8, 9])
     (output,) = run_group(processor, server, messages(clip), size=1)
     ids = torch.tensor(output.prompt_ids + output.response_ids)
-    mine = worker(processor)._compute_multi_modal_inputs(output, ids)
+    mine = output._media.features
+    stored = worker(processor)._compute_multi_modal_inputs(output, ids)
+    assert (stored.prompt, stored.keys()) == ("u", mine.keys())
+    assert stored["video_grid_thw"] is mine["video_grid_thw"]
     stock_output = AgentLoopOutput(
         prompt_ids=output.prompt_ids,
         response_ids=output.response_ids,
@@ -364,7 +368,7 @@ def test_trainer_gets_what_the_processor_makes_of_the_same_frames(processor: Any
 def test_text_prompt_has_no_features(processor: Any) -> None:
     server = Server([8])
     (output,) = run_group(processor, server, messages(None), size=1)
-    assert output._features == {}
+    assert worker(processor)._compute_multi_modal_inputs(output, torch.tensor([8])) == {}
     assert server.requests[0]["video_data"] is None
     assert not server.requests[0]["mm_processor_kwargs"]
     rows = worker(processor)._compute_position_ids(torch.tensor([[5, 6]]), torch.ones(1, 2), {})
@@ -391,7 +395,7 @@ def test_stored_fields_are_verls(processor: Any, clip: str) -> None:
     """Pixels travel as ``multi_modal_inputs``, never a second time inside the output."""
     (output,) = run_group(processor, Server([8, 9]), messages(clip), size=1)
     stored = output.as_dict()
-    assert "_features" not in stored
+    assert "_media" not in stored
     assert {"prompts", "responses", "response_mask", "rollout_log_probs", "extra_fields"} <= stored.keys()
 
 

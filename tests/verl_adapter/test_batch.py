@@ -18,7 +18,7 @@ from keytoken.attribution.views.frames import step_seed
 from keytoken.errors import ConfigurationError, WeightSyncError
 from keytoken.schema import ViewConfig
 from keytoken.verl_adapter import batch as batches
-from keytoken.verl_adapter.agent_loop import ANSWER_VISION_TOKENS, CLIP_READS
+from keytoken.verl_adapter.agent_loop import ANSWER_VISION_TOKENS, CLIP_READS, MEDIA_PUT_BYTES
 
 
 def ragged(rows: list[list[float]]) -> torch.Tensor:
@@ -61,8 +61,8 @@ def stored(monkeypatch: pytest.MonkeyPatch) -> TensorDict:
     )
     none = dict.fromkeys(decoded, 0)
     counts = [
-        {ANSWER_VISION_TOKENS: number, CLIP_READS: reads}
-        for number, reads in ((0, decoded), (3, none), (0, found), (4, decoded))
+        {ANSWER_VISION_TOKENS: number, CLIP_READS: reads, MEDIA_PUT_BYTES: put}
+        for number, reads, put in ((0, decoded, 70), (3, none, 0), (0, found, 0), (4, decoded, 30))
     ]
     data["extra_fields"] = NonTensorStack(*(NonTensorData(count) for count in counts))
 
@@ -203,6 +203,7 @@ def test_metrics_of_a_batch() -> None:
         "data/decodes": 2.0,
         "data/decoded_bytes": 1000.0,
         "data/cache_hits": 2.0,
+        "data/media_put_bytes": 100.0,
         "attribution/static_clips": 1.0,  # one clip, two answers
     }
     padded = batches.batch_metrics(meta(KEYS, frozenset({3})), signals, data)

@@ -9,7 +9,7 @@ tokens of one answer, V vocabulary, H hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,7 +178,7 @@ def _read_prompts(model: Model, prompts: Sequence[Prompt | _PromptPart]) -> _Rea
     return _Read(cache, behind, seen, position_ids.amax(dim=(0, 2)))
 
 
-def _embed(model: Model, input_ids: Tensor, media: Sequence[dict[str, Tensor]]) -> Tensor:
+def _embed(model: Model, input_ids: Tensor, media: Sequence[Mapping[str, Tensor]]) -> Tensor:
     """[B, P, H] embeddings of prompts, with the features of each clip in the place of its placeholders."""
     embeddings: Tensor = model.get_input_embeddings()(input_ids)
     clips = [clip for clip in media if clip]
@@ -196,7 +196,7 @@ class _PromptPart:
 
     input_ids: Tensor
     position_ids: Tensor
-    media: dict[str, Tensor]
+    media: Mapping[str, Tensor]
 
     def same(self, other: _PromptPart) -> bool:
         """Whether the model reads the same in both."""

@@ -7,8 +7,9 @@ Three classes on verl's seams (verl 0.9.1, experimental/agent_loop and trainer/p
   *with* their metadata (vLLM drops the metadata of a (frames, metadata) pair for Qwen2.5-VL and assumes
   24 frames a second), and gives every answer its own sampling seed. Where the method asks for it, it samples
   an answer on shuffled frames beside (:mod:`keytoken.verl_adapter.order`).
-- :class:`VideoAgentLoopWorker` takes the trainer's pixels from that same processor run and computes
-  positions by vLLM's rule (:mod:`keytoken.data.positions`).
+- :class:`VideoAgentLoopWorker` takes the trainer's pixels from that same processor run, stores them once for
+  the group (:mod:`keytoken.verl_adapter.media`) and computes positions by vLLM's rule
+  (:mod:`keytoken.data.positions`).
 - :class:`VideoAgentLoopManager` starts these workers; name it in
   ``actor_rollout_ref.rollout.agent.agent_loop_manager_class``.
 
@@ -19,7 +20,7 @@ import asyncio
 import dataclasses
 import hashlib
 import weakref
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -42,6 +43,7 @@ from keytoken.verl_adapter.compat import (
     simple_timer,
 )
 from keytoken.verl_adapter.dataset import counting_reads
+from keytoken.verl_adapter.media import PromptMedia
 from keytoken.verl_adapter.pictures import Media, controlled
 from keytoken.verl_adapter.prompts import PreparedPrompt, pack_prompt
 from keytoken.verl_adapter.shims.vision_tokens import vision_token_ids
@@ -51,6 +53,9 @@ ANSWER_VISION_TOKENS = "answer_vision_tokens"
 # Key in ``extra_fields``: clips that were decoded or found in the frame cache for this answer, as a dict with
 # the fields of CacheStatistics. The answer that prepared its group's prompt has them, the others have zeros.
 CLIP_READS = "clip_reads"
+# Key in ``extra_fields``: bytes of pixels that were put into the data plane with this answer, which is the
+# first of its group to be stored.
+MEDIA_PUT_BYTES = "media_put_bytes"
 MAX_FAILED_PROMPTS = 3
 _SUPPORTED_PROCESSOR = "Qwen2_5_VLProcessor"
 # Takes the likeliest token. Said by ``top_k`` and not by a temperature of 0: vLLM's CPU sampler ignores every
@@ -62,15 +67,23 @@ GREEDY = {"temperature": 1.0, "top_p": 1.0, "top_k": 1}
 class VideoAgentLoopOutput(AgentLoopOutput):
     """verl's output, and beside it what is not stored with it.
 
-    The prompt's processor features, and the answer on shuffled frames if there is one.
+    The prompt's media, which all answers of the group share, and the answer on shuffled frames if any.
     """
 
-    _features: dict[str, torch.Tensor] = PrivateAttr(default_factory=dict)
+    _media: PromptMedia | None = PrivateAttr(default=None)
     _shuffled: "VideoAgentLoopOutput | None" = PrivateAttr(default=None)
 
 
 # Answers of one group run at the same time and hold the task; the last one to end lets it go.
-_PREPARING: "weakref.WeakValueDictionary[str, asyncio.Task[PreparedPrompt]]" = weakref.WeakValueDictionary()
+_PREPARING: "weakref.WeakValueDictionary[str, asyncio.Task[_Group]]" = weakref.WeakValueDictionary()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Group:
+    """What the answers to a prompt share."""
+
+    prompt: PreparedPrompt
+    media: PromptMedia
 
 
 @register_agent_loop(AGENT_LOOP)
@@ -84,7 +97,8 @@ class VideoAgentLoop(SingleTurnAgentLoop):
         # Counting is inherited by the task that prepares the prompt, if this call starts it.
         with counting_reads() as reads:
             preparing = self._prepare(list(kwargs["raw_prompt"]), str(info.get("control") or "none"), kwargs)
-            prompt = await _once(str(kwargs["uid"]), preparing)
+            group = await _once(str(kwargs["uid"]), preparing)
+        prompt = group.prompt
         answer = partial(self._answer, params=sampling_params, priority=int(priority), row=kwargs)
         shuffled = self._shuffle(prompt, kwargs)
         if shuffled is None:
@@ -94,6 +108,7 @@ class VideoAgentLoop(SingleTurnAgentLoop):
             result, result._shuffled = await asyncio.gather(
                 answer(prompt, number), answer(shuffled, -1 - number)
             )
+        result._media = group.media
         result.extra_fields[CLIP_READS] = dataclasses.asdict(reads)
         return result
 
@@ -126,7 +141,7 @@ class VideoAgentLoop(SingleTurnAgentLoop):
         ids, mask = cut_at_vision_token(answer, forbidden, self.tokenizer.eos_token_id)
         num_cut = sum(token in set(forbidden) for token in answer)
         preempted = -1 if output.num_preempted is None else output.num_preempted
-        result = VideoAgentLoopOutput(
+        return VideoAgentLoopOutput(
             prompt_ids=prompt.token_ids,
             response_ids=ids,
             response_mask=mask,
@@ -140,12 +155,8 @@ class VideoAgentLoop(SingleTurnAgentLoop):
                 ANSWER_VISION_TOKENS: num_cut,
             },
         )
-        result._features = prompt.features
-        return result
 
-    async def _prepare(
-        self, messages: list[dict[str, Any]], control: str, row: dict[str, Any]
-    ) -> PreparedPrompt:
+    async def _prepare(self, messages: list[dict[str, Any]], control: str, row: dict[str, Any]) -> _Group:
         found = await self.process_multi_modal_info(messages)
         self._assert_mm_supported(bool(found))
         media = Media(found.get("images"), found.get("videos"))
@@ -158,7 +169,8 @@ class VideoAgentLoop(SingleTurnAgentLoop):
         token_ids = await self.ct_build_initial_tokens(
             messages, images=images, videos=videos, mm_inputs_out=features
         )
-        return pack_prompt(token_ids, images, videos, features, self.processor, self.mm_processor_kwargs)
+        prompt = pack_prompt(token_ids, images, videos, features, self.processor, self.mm_processor_kwargs)
+        return _Group(prompt, PromptMedia(str(row["uid"]), prompt.features))
 
 
 class VideoAgentLoopWorker(AgentLoopWorkerTQ):
@@ -187,25 +199,32 @@ class VideoAgentLoopWorker(AgentLoopWorkerTQ):
         return result
 
     async def _agent_loop_postprocess(self, output: AgentLoopOutput, validate: bool, **kwargs: Any) -> Any:
-        """Score the shuffled answer, if there is one, and keep its accuracy only."""
+        """Score the shuffled answer, if there is one, and keep its accuracy only; store the prompt's media.
+
+        Nobody reads the pixels of a validation, so they are not stored.
+        """
         shuffled = output._shuffled if isinstance(output, VideoAgentLoopOutput) else None
         if shuffled is not None:
             await self._compute_score([shuffled], kwargs=kwargs)
             output.extra_fields[order.SHUFFLED_ACCURACY] = order.accuracy_of(shuffled.extra_fields)
+        media = output._media if isinstance(output, VideoAgentLoopOutput) else None
+        if media is not None:
+            output.extra_fields[MEDIA_PUT_BYTES] = 0 if validate else await media.store()
         return await super()._agent_loop_postprocess(output, validate, **kwargs)
 
     def _compute_multi_modal_inputs(
         self, output: AgentLoopOutput, input_ids: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        if isinstance(output, VideoAgentLoopOutput):
-            return dict(output._features)
+    ) -> Mapping[str, torch.Tensor]:
+        media = output._media if isinstance(output, VideoAgentLoopOutput) else None
+        if media is not None:
+            return media.reference()
         return super()._compute_multi_modal_inputs(output, input_ids)
 
     def _compute_position_ids(
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
-        multi_modal_inputs: dict[str, Any],
+        multi_modal_inputs: Mapping[str, Any],
         mm_processor_kwargs: dict[str, Any] | None = None,
     ) -> torch.Tensor:
         if self.processor is None:
@@ -255,7 +274,7 @@ class VideoAgentLoopManager(AgentLoopManagerTQ):
 
 
 def position_ids(
-    processor: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, features: dict[str, Any]
+    processor: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, features: Mapping[str, Any]
 ) -> torch.Tensor:
     """Position ids of one sequence for Qwen2.5-VL, by vLLM's rule.
 
@@ -330,7 +349,7 @@ def cut_at_vision_token(
     return list(answer), [1] * len(answer)
 
 
-async def _once(key: str, work: Coroutine[Any, Any, PreparedPrompt]) -> PreparedPrompt:
+async def _once(key: str, work: Coroutine[Any, Any, _Group]) -> _Group:
     """Await one shared task for all callers of the same key that overlap in time."""
     task = _PREPARING.get(key)
     if task is None:
@@ -342,7 +361,7 @@ async def _once(key: str, work: Coroutine[Any, Any, PreparedPrompt]) -> Prepared
     return await asyncio.shield(task)
 
 
-def _forget_failure(key: str, task: "asyncio.Task[PreparedPrompt]") -> None:
+def _forget_failure(key: str, task: "asyncio.Task[_Group]") -> None:
     """Let a failed task go: its traceback refers to it, so nobody's end would."""
     if (task.cancelled() or task.exception() is not None) and _PREPARING.get(key) is task:
         del _PREPARING[key]
@@ -353,7 +372,7 @@ def _decoding_of(row: dict[str, Any]) -> dict[str, Any]:
     return dict(GREEDY) if (row.get("extra_info") or {}).get("decoding") == "greedy" else {}
 
 
-def _grids(features: dict[str, Any], name: str) -> list[tuple[int, int, int]]:
+def _grids(features: Mapping[str, Any], name: str) -> list[tuple[int, int, int]]:
     return [(int(t), int(h), int(w)) for t, h, w in features.get(name, ())]
 
 

@@ -15,7 +15,7 @@ from keytoken.attribution.views.frames import step_seed
 from keytoken.errors import ConfigurationError, WeightSyncError
 from keytoken.losses.policy import loss_totals
 from keytoken.schema import ViewConfig
-from keytoken.verl_adapter.agent_loop import ANSWER_VISION_TOKENS, CLIP_READS
+from keytoken.verl_adapter.agent_loop import ANSWER_VISION_TOKENS, CLIP_READS, MEDIA_PUT_BYTES
 from keytoken.verl_adapter.compat import response_to_nested
 
 # What the attribution passes read; everything else stays in storage.
@@ -188,7 +188,8 @@ def batch_metrics(batch: KVBatchMeta, signals: Signals, data: TensorDict) -> dic
         put into its answers and that were cut off. ``attribution/static_clips``: prompts whose videos show
         one picture only and so have no temporal score. ``data/decodes`` and ``data/decoded_bytes``: clips
         decoded for these answers, and the bytes of their frames. ``data/cache_hits``: clips that the frame
-        cache had.
+        cache had. ``data/media_put_bytes``: bytes of pixels put into the data plane for these answers, once
+        for each prompt (:mod:`keytoken.verl_adapter.media`).
     """
     real = [not tag.get("is_padding", False) for tag in batch.tags]
     advantages = data["advantages"].to_padded_tensor(0.0)
@@ -205,6 +206,7 @@ def batch_metrics(batch: KVBatchMeta, signals: Signals, data: TensorDict) -> dic
         "data/decodes": float(reads["decodes"]),
         "data/decoded_bytes": float(reads["decoded_bytes"]),
         "data/cache_hits": float(reads["hits"]),
+        "data/media_put_bytes": float(sum(row[MEDIA_PUT_BYTES] for row in extra)),
     }
     if fields.STATIC_CLIP in data.keys():  # noqa: SIM118 - a TensorDict is no dict
         static = signals.group[data[fields.STATIC_CLIP].bool()]

@@ -74,6 +74,7 @@ from verl.workers.utils.padding import (
 )
 
 from keytoken.verl_adapter.answer_engine import HeadSettings, set_head
+from keytoken.verl_adapter.media import release_media, set_media_cache
 from keytoken.verl_adapter.shims.jagged import jagged
 from keytoken.verl_adapter.shims.quiet_logger import quiet_separate_async_logger
 from keytoken.verl_adapter.shims.resident_engine import use_answer_head_engine, use_resident_engine
@@ -154,9 +155,11 @@ __all__ = [
     "register_agent_loop",
     "register_trainer",
     "register_worker_method",
+    "release_media",
     "response_to_nested",
     "run_ppo",
     "set_head",
+    "set_media_cache",
     "simple_timer",
     "split_weight_chunks",
     "tensordict_utils",

@@ -26,7 +26,7 @@ from keytoken.resources import num_slots
 from keytoken.schema import KeyTokenConfig
 from keytoken.verl_adapter import advantage as advantages
 from keytoken.verl_adapter import batch as batches
-from keytoken.verl_adapter import contract_file, diagnostics, export, order, pools
+from keytoken.verl_adapter import contract_file, diagnostics, export, media, order, pools
 from keytoken.verl_adapter.bounded import bounded
 from keytoken.verl_adapter.compat import (
     PPOTrainerSeparateAsync,
@@ -108,13 +108,17 @@ class AttributionSteps(_Trainer):
         """Tell the running groups by which method they score, select and train."""
         method = self.keytoken.method
         advantages.install_estimator(method.advantage_epsilon)
-        groups = [self.actor_rollout_wg, self.attribution_wg]
-        groups += [self.ref_policy_wg] if self.use_reference_policy else []
-        for group in {id(group): group for group in groups}.values():
+        for group in self._groups():
             group.set_keytoken(self.keytoken)
         self.actor_rollout_wg.set_loss_fn(
             partial(token_weighted_loss, config=method.loss, view=method.view.visual)
         )
+
+    def _groups(self) -> list[Any]:
+        """The worker groups, each once: a run may have one group in several places."""
+        groups = [self.actor_rollout_wg, self.attribution_wg]
+        groups += [self.ref_policy_wg] if self.use_reference_policy else []
+        return list({id(group): group for group in groups}.values())
 
     def _start_attribution_group(self) -> Any:
         workers = self.keytoken.attribution.num_workers
@@ -138,6 +142,17 @@ class AttributionSteps(_Trainer):
         if self.keytoken.method.order_bonus is not None:
             group_size = self.config.actor_rollout_ref.rollout.n
             order.request(batch, self.keytoken.method.order_bonus, group_size)
+        return batch
+
+    def step(self, metrics: dict[str, Any], timing_raw: dict[str, Any]) -> KVBatchMeta:
+        """verl's; then nobody needs the pixels of the step, and no checkpoint need hold them.
+
+        Metrics: ``data/media_got_bytes`` of pixels that the workers fetched in this step, each prompt once
+        for a process; ``data/media_held_bytes`` of prompts that are not trained on yet.
+        """
+        batch = super().step(metrics, timing_raw)
+        metrics["data/media_got_bytes"] = float(sum(sum(group.release_media()) for group in self._groups()))
+        metrics["data/media_held_bytes"] = float(media.clear_finished())
         return batch
 
     def _balance_batch(self, batch: KVBatchMeta, *args: Any, **kwargs: Any) -> KVBatchMeta:

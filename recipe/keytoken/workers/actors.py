@@ -27,7 +27,9 @@ from keytoken.verl_adapter.compat import (
     make_nd_compute_dataproto_dispatch_fn,
     omega_conf_to_dataclass,
     register_worker_method,
+    release_media,
     set_head,
+    set_media_cache,
     use_answer_head_engine,
     use_resident_engine,
 )
@@ -52,7 +54,10 @@ def pass_settings(actor_config: DictConfig, keytoken: KeyTokenConfig) -> PassSet
 
 
 class _SelectingWorker:
-    """Selects tokens: one worker is enough, because the whole batch fits on its device."""
+    """Selects tokens: one worker is enough, because the whole batch fits on its device.
+
+    All ranks fetch the pixels of their own prompts, and hold them for a step.
+    """
 
     keytoken: KeyTokenConfig
     memory: ScoreMemory | None
@@ -61,7 +66,13 @@ class _SelectingWorker:
     def set_keytoken(self, keytoken: KeyTokenConfig) -> None:
         """Hand over the method and how its passes run, after the models are built."""
         self.keytoken = keytoken
+        set_media_cache(keytoken.media.cache_gb)
         self.memory = ScoreMemory() if keytoken.attribution.every_steps > 1 else None
+
+    @register_worker_method(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def release_media(self) -> int:
+        """Forget the pixels of a step; returns the bytes that this process fetched in it."""
+        return release_media()
 
     @register_worker_method(dispatch_mode=Dispatch.ALL_TO_ALL, execute_mode=Execute.RANK_ZERO, blocking=False)
     def select_tokens(self, signals: Signals) -> TokenWeights:

@@ -3,6 +3,7 @@
 Legend: ``L`` tokens of prompt and answer, ``R`` tokens of the answer, ``B`` rows.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +27,7 @@ class Row:
     input_ids: Tensor  # [L] int64
     position_ids: Tensor  # [4, L] int64: text row, then the three M-RoPE rows
     response_length: int
-    media: dict[str, Tensor]  # pixel_values_videos, video_grid_thw, ...; empty for text
+    media: Mapping[str, Tensor]  # pixel_values_videos, video_grid_thw, ...; empty for text
     prompt: str = ""  # verl's uid: the same for all answers to one prompt
     number: int = 0  # place in the batch of this rank
 
@@ -137,9 +138,12 @@ def _split_positions(position_ids: Tensor, lengths: list[int]) -> list[Tensor]:
     return list(values.reshape(len(lengths), -1, lengths[0]).unbind())
 
 
-def _media(data: TensorDict, index: int) -> dict[str, Tensor]:
+def _media(data: TensorDict, index: int) -> Mapping[str, Tensor]:
+    """What the row carries; a mapping that fetches its pixels when asked is left as it is, unasked."""
     if "multi_modal_inputs" not in data.keys():  # noqa: SIM118 - a TensorDict is no dict
         return {}
     media = data["multi_modal_inputs"][index]
     media = media.data if isinstance(media, NonTensorData) else media
+    if not isinstance(media or {}, dict):
+        return media
     return {name: value for name, value in (media or {}).items() if value is not None}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -87,7 +87,7 @@ class ModelInput:
     input_ids: Tensor
     position_ids: Tensor
     prompt_length: int
-    media: dict[str, Tensor]
+    media: Mapping[str, Tensor]
     prompt: str
 
     @property
