@@ -30,6 +30,7 @@ def test_words_become_options() -> None:
         pytest.param(["control="], "control is empty", id="no control"),
         pytest.param(["dtype=fp16"], "dtype=fp16", id="unknown dtype"),
         pytest.param(["platform=tpu"], "platform=tpu", id="unknown platform"),
+        pytest.param(["sampling_mismatch=alow"], "Did you mean 'allow'", id="unknown mismatch"),
         pytest.param(["limit=0"], "limit is 0", id="limit of nothing"),
         pytest.param(["concurrency=-2"], "concurrency is -2", id="negative concurrency"),
         pytest.param(["max_failures=-1"], "max_failures is -1", id="negative failures"),

@@ -20,7 +20,9 @@ def add_evaluate(commands: Any, say: Callable[[str], None]) -> None:
         "media_root=FOLDER; the demo needs no questions. A run or checkpoint folder of keytoken train is a "
         "model as well. Interrupt it whenever you like: the same command goes on. control=none,blank,"
         "shuffled,text asks whether the model still answers without seeing; decoding=greedy,sampled with "
-        "samples=, temperature=, top_p=, seed= says how answers are drawn. Further: sampling=PRESET, style=, "
+        "samples=, temperature=, top_p=, seed= says how answers are drawn. "
+        "A checkpoint is shown the frames that it was trained on, others by sampling=PRESET "
+        "sampling_mismatch=allow. Further: style=, "
         "max_tokens=, limit=, jobs=, clip_limit_s=, concurrency=, out=, max_failures=, retry_failed=true, "
         "frame_cache=, platform=cpu|gpu, tensor_parallel=, dtype=, max_model_len=.",
     )

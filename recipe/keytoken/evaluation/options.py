@@ -9,6 +9,7 @@ from keytoken.scoring.items import CONTROLS
 COMMAND = "keytoken evaluate"
 DECODINGS = ("greedy", "sampled")
 PLATFORMS = ("cpu", "gpu")
+MISMATCHES = ("refuse", "allow")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MAX_TOKENS = 1024  # what the evaluation of Video-R1 gives an answer
 _COUNTS = ("samples", "max_tokens", "max_model_len", "limit", "jobs", "concurrency", "tensor_parallel")
@@ -25,7 +26,9 @@ class EvaluateOptions:
         questions: The benchmark's official question files; the demo brings its own.
         media_root: Folder below which the questions' media lie.
         out: Folder for answers and reports; null for ``outputs/evaluate/<benchmark>/<model>``.
-        sampling: Preset of the sampling contract; null for the benchmark's own.
+        sampling: Preset of the sampling contract; null for the one that the checkpoint was trained by, or,
+            where that is not known, the benchmark's own.
+        sampling_mismatch: "refuse" or "allow" a ``sampling`` that the checkpoint was not trained by.
         style: "reasoning" or "direct"; null for what suits the benchmark.
         control: What is done to the picture, of none, blank, shuffled, text; one evaluation each.
         decoding: "greedy", "sampled" or both.
@@ -53,6 +56,7 @@ class EvaluateOptions:
     media_root: str | None = None
     out: str | None = None
     sampling: str | None = None
+    sampling_mismatch: str = MISMATCHES[0]
     style: str | None = None
     control: tuple[str, ...] = ("none",)
     decoding: tuple[str, ...] = ("greedy",)
@@ -80,6 +84,7 @@ class EvaluateOptions:
             for name in given:
                 _require_known(key, name, values)
             require(len(set(given)) == len(given), f"{COMMAND}: {key}={','.join(given)} names one twice.")
+        _require_known("sampling_mismatch", self.sampling_mismatch, MISMATCHES)
         _require_known("platform", self.platform, PLATFORMS)
         _require_known("dtype", self.dtype, DTYPES)
         for key in _COUNTS:

@@ -54,9 +54,11 @@ def _about(header: Mapping[str, Any]) -> dict[str, str]:
     """Lines for the head of the report."""
     sampling = ", ".join(f"{name} {value}" for name, value in header["sampling"].items())
     decoding = ", ".join(f"{name} {value}" for name, value in header["decoding"].items())
+    mismatch = "; ".join(header.get("sampling_mismatch", ()))
     return {
         "Model": f"{header['model']} ({header['model_digest']})",
         "Frames": sampling,
+        **({"Not the frames of training": mismatch} if mismatch else {}),
         "Prompt": str(header["prompt"]),
         "Answers": decoding,
     }

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from keytoken.block import require
 from keytoken.compose import compose_config
 from keytoken.data.contract import SamplingContract
+from keytoken.evaluation.frames import Frames, frames_of
 from keytoken.evaluation.options import EvaluateOptions
 from keytoken.evaluation.report import write_reports
 from keytoken.evaluation.rows import Job, plan
@@ -49,18 +50,20 @@ def evaluate(options: EvaluateOptions, announce: Callable[[str], None]) -> Path:
     benchmark = get_benchmark(options.benchmark)
     require(Path(options.model).expanduser().is_dir(), f"model={options.model}: no such folder.")
     source = read_source(benchmark, options)
-    contract = SamplingContract.preset(options.sampling or benchmark.sampling)
     model = _model_folder(Path(options.model).expanduser())
+    frames = frames_of(options, benchmark.sampling, model)
+    contract = frames.contract
     platform = options.platform or ("cpu" if on_cpu() else "gpu")
     rollout = compose_config(_rollout_words(options, platform)).actor_rollout_ref.rollout
     folder = _out_folder(options)
-    header = _header(options, source, contract, model, {"platform": platform, "dtype": rollout.dtype})
+    header = _header(options, source, frames, model, {"platform": platform, "dtype": rollout.dtype})
     answers = {decoding: options.answers_of(decoding) for decoding in options.decoding}
     with PredictionStore(folder, header, retry_failed=options.retry_failed) as store:
         jobs = plan(source.items, options.control, answers, store.predictions)
         total = len(source.items) * len(options.control) * sum(answers.values())
         if jobs:
             announce(f"{total} answers to {len(source.items)} questions, into {store.path}")
+            announce(f"Frames: {frames.origin}")
             _ask(options, benchmark, source, contract, model, rollout, store, jobs, total)
         else:
             announce(f"All {total} answers are there already: {store.path}")
@@ -149,18 +152,20 @@ def _rollout_words(options: EvaluateOptions, platform: str) -> list[str]:
 def _header(
     options: EvaluateOptions,
     source: Source,
-    contract: SamplingContract,
+    frames: Frames,
     model: Path,
     engine: dict[str, str],
 ) -> dict[str, Any]:
     """What the answers depend on."""
+    mismatch = {"sampling_mismatch": list(frames.differences)} if frames.differences else {}
     return {
         "keytoken": "predictions",
         "version": VERSION,
         "benchmark": options.benchmark,
         "model": str(model),
         "model_digest": model_digest(model),
-        "sampling": asdict(contract),
+        "sampling": asdict(frames.contract),
+        **mismatch,
         "prompt": source.style,
         "decoding": {
             "seed": options.seed,

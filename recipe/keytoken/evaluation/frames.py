@@ -1,0 +1,67 @@
+"""Which frames an evaluated model sees: those it was trained on, unless the user says otherwise.
+
+``keytoken train`` leaves its sampling contract in every run and checkpoint. An evaluation by another one
+measures the change of frames as well, without any other sign of it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from keytoken.data.contract import SamplingContract
+from keytoken.errors import ConfigurationError
+from keytoken.evaluation.options import EvaluateOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """The contract of an evaluation.
+
+    Attributes:
+        contract: The contract.
+        origin: Where it comes from, for people.
+        differences: What distinguishes it from the checkpoint's; empty if nothing does, or nothing is known.
+    """
+
+    contract: SamplingContract
+    origin: str
+    differences: tuple[str, ...] = ()
+
+
+def frames_of(options: EvaluateOptions, usual: str, model: Path) -> Frames:
+    """The contract that is asked for, or the checkpoint's, or the benchmark's usual one.
+
+    Args:
+        options: What to evaluate.
+        usual: The benchmark's preset.
+        model: Hugging Face folder of the model, that of a checkpoint if it is one.
+
+    Raises:
+        ConfigurationError: It is not that of the checkpoint, and ``sampling_mismatch`` is not "allow"; names
+            every difference.
+        DataError: The checkpoint's file was changed.
+    """
+    file = _trained_by(model)
+    trained = None if file is None else SamplingContract.read(file)
+    if options.sampling is None:
+        if trained is None:
+            return Frames(SamplingContract.preset(usual), f"preset {usual}, usual for {options.benchmark}")
+        return Frames(trained, f"as trained, {file}")
+    contract = SamplingContract.preset(options.sampling)
+    origin = f"preset {options.sampling}"
+    differences = [] if trained is None else contract.differences(trained, "asked for", "in training")
+    if differences and options.sampling_mismatch != "allow":
+        raise ConfigurationError(
+            f"model={options.model} was trained on other frames than sampling={options.sampling} gives it: "
+            f"{'; '.join(differences)} ({file}). Leave sampling= out to show it what it was trained on, or "
+            "add sampling_mismatch=allow, which the report then says."
+        )
+    return Frames(contract, origin, tuple(differences))
+
+
+def _trained_by(model: Path) -> Path | None:
+    """The contract beside a model; one that was joined from a checkpoint lies in the checkpoint's folder."""
+    from keytoken.verl_adapter.contract_file import CONTRACT_FILE  # slow: imports verl
+    from keytoken.verl_adapter.merge import MERGED
+
+    folders = [model, model.parent] if model.name == MERGED else [model]
+    return next((file for folder in folders if (file := folder / CONTRACT_FILE).is_file()), None)

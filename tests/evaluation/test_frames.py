@@ -1,0 +1,115 @@
+"""An evaluated checkpoint sees the frames that it was trained on, or says that it does not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from keytoken.data.contract import SamplingContract
+from keytoken.errors import ConfigurationError, DataError
+from keytoken.evaluation.frames import frames_of
+from keytoken.evaluation.options import EvaluateOptions
+from keytoken.evaluation.report import write_reports
+from keytoken.evaluation.run import _header, evaluate
+from keytoken.evaluation.sources import Source
+from keytoken.scoring.benchmarks import get_benchmark
+from keytoken.scoring.items import Item, Prediction
+
+TRAINED = SamplingContract.preset("video_r1_16f")
+CONTRACT_FILE = "sampling_contract.json"
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """The joined model of a checkpoint, as :func:`keytoken.verl_adapter.merge.model_folder` leaves it."""
+    step = tmp_path / "run" / "checkpoints" / "global_step_2"
+    merged = step / "merged"
+    merged.mkdir(parents=True)
+    (merged / "config.json").write_text("{}")
+    TRAINED.write(step / CONTRACT_FILE)
+    return merged
+
+
+def options(model: Path, **changes: Any) -> EvaluateOptions:
+    return EvaluateOptions(benchmark="mmvu", model=str(model), **changes)
+
+
+def test_a_checkpoint_is_shown_what_it_was_trained_on(checkpoint: Path) -> None:
+    frames = frames_of(options(checkpoint), "eval_64f", checkpoint)
+    assert frames.contract == TRAINED and frames.differences == ()
+    assert str(checkpoint.parent / CONTRACT_FILE) in frames.origin
+    assert frames_of(options(checkpoint, sampling="video_r1_16f"), "eval_64f", checkpoint).contract == TRAINED
+
+
+def test_other_frames_are_refused_naming_each_difference(checkpoint: Path) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        frames_of(options(checkpoint, sampling="eval_64f"), "eval_64f", checkpoint)
+    message = str(caught.value)
+    asked = SamplingContract.preset("eval_64f")
+    differing = [
+        field.name
+        for field in dataclasses.fields(asked)
+        if getattr(asked, field.name) != getattr(TRAINED, field.name)
+    ]
+    assert {"max_frames", "max_pixels"} <= set(differing)
+    for name in differing:
+        assert (
+            f"{name} is {getattr(asked, name)} asked for and {getattr(TRAINED, name)} in training" in message
+        )
+    assert "sampling_mismatch=allow" in message and str(checkpoint.parent / CONTRACT_FILE) in message
+
+
+def test_the_command_stops_there(checkpoint: Path, tmp_path: Path) -> None:
+    questions = tmp_path / "questions.json"
+    row = {
+        "id": "validation_0",
+        "video": "a.mp4",
+        "question": "Which?",
+        "question_type": "multiple-choice",
+        "choices": {"A": "a", "B": "b", "C": "c", "D": "d", "E": "e"},
+        "answer": "A",
+        "metadata": {"subject": "Art"},
+    }
+    questions.write_text(json.dumps([row]))
+    words = {"questions": (str(questions),), "control": ("text",), "out": str(tmp_path / "out")}
+    with pytest.raises(ConfigurationError, match="max_frames is 64 asked for and 16 in training"):
+        evaluate(options(checkpoint, sampling="eval_64f", **words), lambda _: None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_allowed_other_frames_stand_in_the_header_and_the_report(checkpoint: Path, tmp_path: Path) -> None:
+    allowed = options(checkpoint, sampling="eval_64f", sampling_mismatch="allow")
+    frames = frames_of(allowed, "eval_64f", checkpoint)
+    assert frames.contract == SamplingContract.preset("eval_64f")
+    source = Source([], None, "direct", 8)
+    header = _header(allowed, source, frames, checkpoint, {})
+    assert header["sampling_mismatch"] == list(frames.differences) != []
+    item = Item(
+        benchmark="mmvu", item_id="a", question="q", answer="yes", kind="open", categories={"subject": "Art"}
+    )
+    answer = Prediction(item_id="a", response="yes")
+    text = write_reports(tmp_path / "out", get_benchmark("mmvu"), [item], [answer], header)
+    assert "Not the frames of training: " in text and "max_frames is 64 asked for and 16 in training" in text
+    same = frames_of(options(checkpoint), "eval_64f", checkpoint)
+    plain = _header(options(checkpoint), source, same, checkpoint, {})
+    assert "sampling_mismatch" not in plain  # files of evaluations before this check go on
+
+
+def test_a_model_from_elsewhere_has_the_benchmarks_frames(tmp_path: Path) -> None:
+    model = tmp_path / "Qwen2.5-VL-7B-Instruct"
+    model.mkdir()
+    TRAINED.write(tmp_path / CONTRACT_FILE)  # of something else
+    assert frames_of(options(model), "eval_64f", model).contract == SamplingContract.preset("eval_64f")
+    TRAINED.write(model / CONTRACT_FILE)
+    assert frames_of(options(model), "eval_64f", model).contract == TRAINED
+
+
+def test_a_changed_contract_is_an_error(checkpoint: Path) -> None:
+    file = checkpoint.parent / CONTRACT_FILE
+    file.write_text(file.read_text().replace('"max_frames": 16', '"max_frames": 32'))
+    with pytest.raises(DataError, match="digest"):
+        frames_of(options(checkpoint), "eval_64f", checkpoint)
