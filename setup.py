@@ -20,7 +20,10 @@ setup(
         for name in find_packages(root, include=[package, f"{package}.*"])
     ],
     package_dir={package: f"{root}/{package}" for package, root in ROOTS.items()},
-    package_data={"keytoken_configs": ["**/*.yaml"], "keytoken": ["py.typed"]},
+    package_data={
+        "keytoken_configs": ["**/*.yaml"],
+        "keytoken": ["py.typed", "lens/web/*", "lens/web/vendor/*"],
+    },
     entry_points={
         "console_scripts": ["keytoken = keytoken.cli:main"],
         # Called at the end of `import torch`; does nothing unless torch is a CPU build (see the module).

@@ -1,0 +1,104 @@
+"""From what a user names to a file: the exports of a run as a page, or one answer as a picture."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from keytoken.errors import DataError
+from keytoken.lens.page import build_page
+from keytoken.lens.read import Export, find_files, read_export
+
+MAX_ANSWERS = 2000  # of one page, unless steps are named
+
+
+def write_lens(
+    source: Path,
+    *,
+    out: Path | None = None,
+    step: int | None = None,
+    compare: str | None = None,
+    say: Callable[[str], None],
+) -> Path:
+    """Write the page; returns its file.
+
+    Args:
+        source: A run folder, its folder ``tokens``, or one file of it.
+        out: The file to write; None for ``lens.html`` in the run folder.
+        step: The one step to show; None for all of them.
+        compare: ``RUN`` or ``RUN/STEP``, or ``STEP`` of the same run: shown beside the first one.
+        say: Prints a line.
+
+    Raises:
+        DataError: nothing there can be read.
+    """
+    exports = read_source(source, step, say)
+    other = None if compare is None else read_other(compare, source, say)
+    if other is not None:
+        exports = [export for export in exports if export.file.resolve() != other.file.resolve()]
+        if not exports:
+            raise DataError(
+                f"--compare {compare}: the same export as the other one; name another step or run"
+            )
+        exports.append(other)
+    target = out or folder_of(exports[0].file) / "lens.html"
+    page = build_page(exports, title=exports[0].run, compare=None if other is None else len(exports) - 1)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(page, encoding="utf-8")
+    return target
+
+
+def read_source(source: Path, step: int | None, say: Callable[[str], None]) -> list[Export]:
+    """The exports to show. A file that cannot be read is named and left out if there are others.
+
+    Raises:
+        DataError: none is left.
+    """
+    files = find_files(source)
+    if step is not None:
+        files = [file for file in files if file.stem == f"step_{step:06d}"] or _no_step(source, step, files)
+    exports, problems = [], []
+    for file in files:
+        try:
+            exports.append(read_export(file))
+        except DataError as error:
+            problems.append(error)
+    if not exports:
+        raise problems[0]
+    for problem in problems:
+        say(f"left out: {problem}")
+    return _few_enough(exports, say)
+
+
+def read_other(compare: str, source: Path, say: Callable[[str], None]) -> Export:
+    """The export to compare with: a run (its last step), a run and a step, a file, or a step of this run.
+
+    Raises:
+        DataError: there is no such export.
+    """
+    path = Path(compare)
+    if path.exists():
+        return read_source(path, None, say)[-1]
+    if path.name.isdigit():
+        return read_source(path.parent if len(path.parts) > 1 else source, int(path.name), say)[0]
+    raise DataError(f"--compare {compare}: no such run; give RUN, RUN/STEP, or a STEP of the same run")
+
+
+def _no_step(source: Path, step: int, files: Sequence[Path]) -> list[Path]:
+    steps = ", ".join(str(int(file.stem.removeprefix("step_"))) for file in files if "step_" in file.stem)
+    raise DataError(f"{source}: step {step} was not exported; these were: {steps}")
+
+
+def _few_enough(exports: list[Export], say: Callable[[str], None]) -> list[Export]:
+    """Evenly many steps of a long run, the first and the last among them; says which are left out."""
+    total = sum(len(export.answers) for export in exports)
+    if total <= MAX_ANSWERS or len(exports) == 1:
+        return exports
+    count = max(2, len(exports) * MAX_ANSWERS // total)
+    kept = sorted({round(i * (len(exports) - 1) / (count - 1)) for i in range(count)})
+    say(f"{total} answers are many for one page: {len(kept)} of {len(exports)} steps; --step N shows one")
+    return [exports[i] for i in kept]
+
+
+def folder_of(file: Path) -> Path:
+    """The run folder of an export."""
+    folder = file.absolute().parent
+    return folder.parent if folder.name == "tokens" else folder
