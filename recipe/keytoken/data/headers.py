@@ -1,4 +1,4 @@
-"""Size and length of clips and images from their headers, without decoding them.
+"""Size and length of clips, folders of frames and images from their headers, without decoding them.
 
 The length that a header states is not always what decodes: a truncated file keeps its header, and Matroska
 states a duration only. ``frames_from`` says where the number comes from; training counts again when it opens
@@ -18,8 +18,10 @@ import av
 from av.stream import Disposition
 from PIL import Image, UnidentifiedImageError
 
-from keytoken.data.contract import SamplingContract, resized_shape, select_frames
-from keytoken.errors import ClipError
+from keytoken.data.contract import SamplingContract, resized_shape
+from keytoken.data.decoders.folder import RATE_FILE, RATE_MISSING, frame_files, frame_rate
+from keytoken.data.part import WHOLE, AnyClip, Span, choose_frames, clip_path
+from keytoken.errors import ClipError, DataError
 
 MediaKind = Literal["video", "image"]
 
@@ -37,11 +39,12 @@ class Header:
         width: Pixels, as stored; a turned clip is shown with both swapped, which changes no token count.
         height: Pixels, as stored.
         num_frames: Frames of the clip; 1 for an image.
-        fps: Average frame rate; 0 for an image.
-        duration_s: Seconds; 0 for an image.
-        frames_from: "header", "duration" (times frame rate) or "packets" (counted); "image" for an image.
+        fps: Average frame rate; 0 for an image, and for a folder of frames without a rate.
+        duration_s: Seconds; 0 where there is no rate.
+        frames_from: "header", "duration" (times frame rate) or "packets" (counted); "folder" for a folder of
+            frames, "image" for an image.
         codec: Name of the codec or image format.
-        num_bytes: Size of the file.
+        num_bytes: Size of the file, or of all frames of a folder.
         quick: :func:`quick_hash`.
         sha256: Of the content; empty unless asked for.
     """
@@ -71,29 +74,39 @@ class Inspection:
     full: bool = False
     contract: SamplingContract | None = None
 
-    def key(self, path: Path, kind: MediaKind) -> str:
-        """Names the question and the state of a file; equal keys have equal answers."""
-        state = path.stat()
+    def key(self, clip: AnyClip, kind: MediaKind) -> str:
+        """Names the question and the state of the files; equal keys have equal answers."""
+        states = [file.stat() for file in _files(clip_path(clip))]
+        sizes, changed = sum(state.st_size for state in states), max(state.st_mtime_ns for state in states)
         asked = [kind, self.full, self.contract.digest() if self.contract else ""]
-        return json.dumps([str(path), state.st_size, state.st_mtime_ns, *asked])
+        return json.dumps([str(clip), sizes, changed, len(states), *asked])
 
 
-def inspect_file(path: str, kind: MediaKind, asked: Inspection) -> Header:
+def inspect_file(clip: AnyClip, kind: MediaKind, asked: Inspection) -> Header:
     """Read one header.
+
+    Args:
+        clip: A file, a folder of frames, or a part of one, which has the header of the whole.
+        kind: What it is supposed to be.
+        asked: What to find out.
 
     Raises:
         ClipError: The file is not what it is supposed to be, has no frames, or cannot be opened.
     """
-    file = Path(path)
-    header = _image_header(file, asked) if kind == "image" else _video_header(file)
+    file = clip_path(clip)
+    if kind == "image":
+        header = _image_header(file, asked)
+    else:
+        header = _folder_header(file) if file.is_dir() else _video_header(file)
     return replace(header, sha256=full_hash(file)) if asked.full else header
 
 
-def num_vision_tokens(header: Header, kind: MediaKind, contract: SamplingContract) -> int:
-    """Vision tokens that a clip or image becomes, from its header.
+def num_vision_tokens(header: Header, kind: MediaKind, contract: SamplingContract, span: Span = WHOLE) -> int:
+    """Vision tokens that a clip, a part of one, or an image becomes, from its header.
 
     Raises:
         DataError: A clip without frame rate, or frames that are too elongated for Qwen2-VL.
+        SpanError: No frame lies in the part.
     """
     tile = contract.patch_size * contract.merge_size
     if kind == "image":
@@ -102,7 +115,14 @@ def num_vision_tokens(header: Header, kind: MediaKind, contract: SamplingContrac
             header.height, header.width, replace(contract, min_pixels=low, max_pixels=high)
         )
         return (height // tile) * (width // tile)
-    frames = len(select_frames(header.num_frames, header.fps, contract))
+    fps = header.fps
+    if header.frames_from == "folder" and not fps:
+        if span != WHOLE:
+            raise DataError(RATE_MISSING)
+        fps = contract.fps  # as it is read
+    seconds = 1 / fps if fps else 0.0  # choosing refuses a clip without a rate
+    times = [number * seconds for number in range(header.num_frames)]
+    frames = len(choose_frames(times, fps, contract, span).numbers)
     height, width = resized_shape(header.height, header.width, contract)
     return frames // contract.temporal_patch_size * (height // tile) * (width // tile)
 
@@ -148,6 +168,19 @@ def _video_header(path: Path) -> Header:
     return Header(width, height, frames, fps, duration, origin, codec, size, quick_hash(path))
 
 
+def _folder_header(folder: Path) -> Header:
+    """Of the first frame; that the others have its size is seen when they are read."""
+    try:
+        frames, fps = frame_files(folder), frame_rate(folder) or 0.0
+    except DataError as problem:
+        raise ClipError(f"{folder}: {problem}; repair it or drop the row") from problem
+    first = _image_header(frames[0], Inspection())
+    size = sum(frame.stat().st_size for frame in frames)
+    duration = len(frames) / fps if fps else 0.0
+    width, height = first.width, first.height
+    return Header(width, height, len(frames), fps, duration, "folder", first.codec, size, quick_hash(folder))
+
+
 def _is_cover(stream: Any) -> bool:
     """Whether a video stream is the cover picture of a sound file."""
     return bool(stream.disposition & Disposition.attached_pic)
@@ -162,10 +195,16 @@ def _duration(container: Any, stream: Any) -> float:
 def quick_hash(path: Path) -> str:
     """Digest of a file's size and of 64 KiB at its start, middle and end; enough to tell clips apart.
 
-    Two clips with equal digests are nearly surely the same file. It cannot show that a file is undamaged: use
-    :func:`full_hash` for that.
+    Of a folder of frames: of all sizes, and of its first, middle and last file. Two clips with equal digests
+    are nearly surely the same. It cannot show that a file is undamaged: use :func:`full_hash` for that.
     """
     digest = hashlib.blake2b(digest_size=16)
+    if path.is_dir():
+        files = _files(path)
+        digest.update(" ".join(str(file.stat().st_size) for file in files).encode())
+        for member in (files[0], files[len(files) // 2], files[-1]):
+            digest.update(quick_hash(member).encode())
+        return digest.hexdigest()
     size = path.stat().st_size
     digest.update(str(size).encode())
     with path.open("rb") as file:
@@ -176,6 +215,17 @@ def quick_hash(path: Path) -> str:
 
 
 def full_hash(path: Path) -> str:
-    """SHA-256 of a file's content."""
+    """SHA-256 of a file's content; of a folder of frames, of the names and the SHA-256 of its files."""
+    if path.is_dir():
+        lines = (f"{full_hash(file)}  {file.name}\n" for file in _files(path))  # as sha256sum writes it
+        return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(path: Path) -> list[Path]:
+    """A file by itself; of a folder the frames and their rate, which are all that is read of it."""
+    if not path.is_dir():
+        return [path]
+    rate = path / RATE_FILE
+    return [*frame_files(path), *([rate] if rate.exists() else [])]

@@ -132,7 +132,7 @@ def choose_frames(times_s: Sequence[float], fps: float, contract: SamplingContra
     Raises:
         SpanError: No frame lies in the part.
     """
-    if span == WHOLE:
+    if span == WHOLE or not fps > 0:  # refused there
         return Chosen(select_frames(len(times_s), fps, contract), len(times_s), "")
     start, end = span
     first = bisect_left(times_s, start - _ROUNDING_S)

@@ -149,6 +149,9 @@ ROWS = {
     "folder that is a link out of the root": set_aside(
         "path outside media_root", "is a link to", video="linked/outside.mp4"
     ),
+    "part in words": set_aside("part unreadable", "write seconds", start="a minute"),
+    "part that ends before it starts": set_aside("part of no length", "from 4 s to 2 s", start=4, end="2"),
+    "part of an image": set_aside("part of an image", "leave them out", video=None, image="photo.png", end=2),
     "link to itself": set_aside("media missing", "no such file", video="circle.mp4"),
     "URL": set_aside("URL", "download the file", video="https://example.org/one.mp4"),
     "URL of a local file": set_aside("URL", "download the file", video="file:///etc/passwd"),

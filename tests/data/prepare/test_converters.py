@@ -45,7 +45,8 @@ def test_video_r1(bench: Any) -> None:
     (row,) = bench.prepare("video_r1")
     question = "What appears on the screen?\nOptions:\nA. A dog\nB. A map"
     assert row["prompt"] == [{"role": "user", "content": "<video>" + render(question, "multiple choice")}]
-    assert row["videos"] == [{"video": str(bench.media.resolve() / "deep/four.mp4")}]
+    path = str(bench.media.resolve() / "deep/four.mp4")
+    assert row["videos"] == [{"video": path, "video_start": None, "video_end": None}]
     assert row["images"] == []
     assert row["reward_model"] == {"style": "rule", "ground_truth": "B"}
     assert row["data_source"] == "LLaVA-Video-178K/30_60_s"

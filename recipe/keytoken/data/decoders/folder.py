@@ -16,6 +16,10 @@ from keytoken.data.decoders.base import Decoded, DecoderError
 from keytoken.data.part import WHOLE, Span, choose_frames
 
 RATE_FILE = "fps.txt"
+RATE_MISSING = (
+    "a part in seconds is asked for, and how many frames make a second is not known; write it into "
+    f"{RATE_FILE} beside them"
+)
 
 
 def decode(folder: Path, contract: SamplingContract, span: Span = WHOLE) -> Decoded:
@@ -34,10 +38,7 @@ def decode(folder: Path, contract: SamplingContract, span: Span = WHOLE) -> Deco
     files = frame_files(folder)
     rate = frame_rate(folder)
     if rate is None and span != WHOLE:
-        raise DecoderError(
-            f"a part in seconds is asked for, and how many frames make a second is not known; write it into "
-            f"{RATE_FILE} beside them"
-        )
+        raise DecoderError(RATE_MISSING)
     fps = rate or contract.fps
     times = [number / fps for number in range(len(files))]
     numbers, count, note = choose_frames(times, fps, contract, span)

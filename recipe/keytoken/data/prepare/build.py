@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from keytoken.data.contract import SamplingContract
 from keytoken.data.headers import Header, Inspection, MediaKind, num_vision_tokens
+from keytoken.data.part import WHOLE, AnyClip, SpanError
 from keytoken.data.prepare import get_converter
 from keytoken.data.prepare.converters import Converter
 from keytoken.data.prepare.duplicates import Located, sort_out
@@ -19,7 +20,7 @@ from keytoken.data.prepare.media import locate
 from keytoken.data.prepare.output import check_target, write_dataset
 from keytoken.data.prepare.overlap import find_overlaps, read_references
 from keytoken.data.prepare.rows import Entry
-from keytoken.data.prepare.samples import RowProblem, checked
+from keytoken.data.prepare.samples import RowProblem, Sample, checked
 from keytoken.data.prepare.settings import PrepareSettings
 from keytoken.data.prepare.sources import read_source, table_columns
 from keytoken.errors import DataError
@@ -136,12 +137,13 @@ def _inspect(
     ledger: Ledger,
 ) -> list[Entry]:
     """Add headers and token counts; rows whose media fail go to the quarantine."""
-    headers: Mapping[tuple[Path, MediaKind], Header | str] = {}
+    drafts = [_unread(sample, path, root) for sample, path in rows]
+    headers: Mapping[tuple[AnyClip, MediaKind], Header | str] = {}
     if settings.check != "none":
         asked = Inspection(
             full=settings.checksums == "full", contract=contract if settings.check == "decode" else None
         )
-        files = dict.fromkeys((path, sample.kind) for sample, path in rows)
+        files = dict.fromkeys((entry.clip, entry.sample.kind) for entry in drafts)
         headers = inspect_all(
             list(files),
             asked,
@@ -150,23 +152,30 @@ def _inspect(
             cache=out.with_name(f"{out.name}.headers.jsonl"),
         )
     entries = []
-    for sample, path in rows:
-        media = path.relative_to(root).as_posix()
-        entry = Entry(sample=sample, path=path, media=media, header=None, num_vision_tokens=None)
-        header = headers.get((path, sample.kind))
+    for entry in drafts:
+        sample = entry.sample
+        header = headers.get((entry.clip, sample.kind))
         try:
             if isinstance(header, str):
                 raise RowProblem("media unreadable", header)
             if header is not None:
-                tokens = num_vision_tokens(header, sample.kind, contract)
+                tokens = num_vision_tokens(header, sample.kind, contract, sample.span or WHOLE)
                 entry = replace(entry, header=header, num_vision_tokens=tokens)
         except RowProblem as problem:
             ledger.refuse(sample, problem)
+        except SpanError as error:
+            what = f"{entry.path}: {error}; correct the start and the end"
+            ledger.refuse(sample, RowProblem("part outside of the clip", what))
         except DataError as error:
-            ledger.refuse(sample, RowProblem("media unusable", f"{path}: {error}"))
+            ledger.refuse(sample, RowProblem("media unusable", f"{entry.path}: {error}"))
         else:
             entries.append(entry)
     return entries
+
+
+def _unread(sample: Sample, path: Path, root: Path) -> Entry:
+    media = path.relative_to(root).as_posix()
+    return Entry(sample=sample, path=path, media=media, header=None, num_vision_tokens=None)
 
 
 def _overlap_message(ledger: Ledger) -> str:

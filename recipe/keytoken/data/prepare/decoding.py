@@ -3,19 +3,18 @@
 A module of its own, since it brings torch along: a child imports it before its first file, and only if asked.
 """
 
-from pathlib import Path
-
 from keytoken.data.clips import read_clip
 from keytoken.data.headers import Header, Inspection, MediaKind, inspect_file
+from keytoken.data.part import AnyClip
 
 
-def decode_file(path: str, kind: MediaKind, asked: Inspection) -> Header:
+def decode_file(clip: AnyClip, kind: MediaKind, asked: Inspection) -> Header:
     """Read the header and, of a video, the frames that the contract selects.
 
     Raises:
         ClipError: The file is not what it is supposed to be, or cannot be opened or decoded.
     """
-    header = inspect_file(path, kind, asked)
+    header = inspect_file(clip, kind, asked)
     if kind == "video" and asked.contract is not None:
-        read_clip(Path(path), asked.contract)
+        read_clip(clip, asked.contract)
     return header

@@ -1,7 +1,7 @@
 """Rows that say the same, and rows that contradict each other.
 
-Two rows ask the same if they name the same file and the same question (case, blanks and marks at its ends do
-not count) with the same options, in whatever order. Then either
+Two rows ask the same if they name the same file, or part of it, and the same question (case, blanks and marks
+at its ends do not count) with the same options, in whatever order. Then either
 
 * everything agrees, also the order of the options: a copy. The first stays, the others are dropped.
 * the right answer agrees and the order of the options differs: a variant. Both stay and are counted.
@@ -94,7 +94,7 @@ def _asked(sample: Sample, path: Path) -> tuple[object, ...]:
     question = normalized(sample.question)
     if sample.options_inline:  # the text ends in the options, whose order does not count
         question = question.partition("options:")[0]
-    return str(path), question, sample.problem_type, frozenset(sample.options)
+    return str(path), sample.span, question, sample.problem_type, frozenset(sample.options)
 
 
 def _meant(sample: Sample) -> str:

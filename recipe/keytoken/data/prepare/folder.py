@@ -1,8 +1,9 @@
 """A folder of clips with a table written by hand: CSV from a spreadsheet, or JSON Lines.
 
 Columns, in any case and with blanks, dashes or underscores alike: ``video`` or ``image`` (or ``path``: then
-the suffix decides), ``question``, ``answer``, and if wanted ``options``, ``problem type``, ``id`` and
-``category``.
+the suffix decides), ``question``, ``answer``, and if wanted ``options``, ``problem type``, ``id``,
+``category``, and ``start`` and ``end`` of the part that the question is about, in seconds. A video is a file
+or a folder of frames.
 
 Options stand in one cell, apart by ``|`` ("red | blue", "A. red | B. blue") or as a JSON list, or in columns
 ``option a``, ``option b``, ... The answer is a letter or the text of an option. Without a problem type,
@@ -13,8 +14,10 @@ counts what was inferred.
 import json
 import re
 from collections.abc import Sequence
+from math import inf
 
 from keytoken.data.headers import MediaKind
+from keytoken.data.part import Span
 from keytoken.data.prepare.converters import Converter, Values, answer_text, option_texts, optional_text
 from keytoken.data.prepare.samples import Draft, RowProblem
 from keytoken.errors import DataError
@@ -29,6 +32,8 @@ _NAMES = {
     "problem type": ("problem type", "question type", "answer type", "type"),
     "id": ("id", "question id", "problem id"),
     "category": ("category", "subject"),
+    "start": ("start", "start s", "start time", "video start"),
+    "end": ("end", "end s", "end time", "video end"),
 }
 _FIELDS = {name: field for field, names in _NAMES.items() for name in names}
 _OPTION = re.compile(r"(?:option|choice) ?([a-z])")
@@ -102,7 +107,21 @@ def _convert(values: Values) -> Draft:
         item_id=optional_text(row, "id").strip(),
         data_source="folder",
         category=optional_text(row, "category").strip(),
+        span=_span(row, media_kind),
     )
+
+
+def _span(row: Values, kind: MediaKind) -> Span | None:
+    given = {name: optional_text(row, name).strip() for name in ("start", "end")}
+    if not any(given.values()):
+        return None
+    if kind == "image":
+        raise RowProblem("part of an image", "start and end are seconds of a video; leave them out")
+    try:
+        return float(given["start"] or 0.0), float(given["end"] or inf)
+    except ValueError as error:
+        what = f"start {given['start']!r}, end {given['end']!r}; write seconds, such as 12.5"
+        raise RowProblem("part unreadable", what) from error
 
 
 def _options(row: Values) -> tuple[str, ...]:

@@ -17,21 +17,22 @@ from tqdm import tqdm
 
 from keytoken.data.child import ClipProcess
 from keytoken.data.headers import Header, Inspection, MediaKind, inspect_file
+from keytoken.data.part import AnyClip
 from keytoken.errors import ClipError
 
 
 def inspect_all(
-    files: Sequence[tuple[Path, MediaKind]],
+    files: Sequence[tuple[AnyClip, MediaKind]],
     asked: Inspection,
     *,
     jobs: int,
     limit_s: float,
     cache: Path | None = None,
-) -> dict[tuple[Path, MediaKind], Header | str]:
+) -> dict[tuple[AnyClip, MediaKind], Header | str]:
     """Inspect every file once.
 
     Args:
-        files: Each file once for what it is supposed to be.
+        files: Each file, folder of frames or part of one, once for what it is supposed to be.
         asked: What to find out.
         jobs: Children at work at a time.
         limit_s: Seconds allowed for one file.
@@ -43,12 +44,12 @@ def inspect_all(
     """
     known = _remembered(cache)
     keys = {file: asked.key(*file) for file in files}
-    found: dict[tuple[Path, MediaKind], Header | str] = {
+    found: dict[tuple[AnyClip, MediaKind], Header | str] = {
         file: known[key] for file, key in keys.items() if key in known
     }
     unknown = [file for file in files if file not in found]
     with _children(asked, limit_s) as call, _notebook(cache) as remember, ThreadPoolExecutor(jobs) as pool:
-        futures: dict[Future[Header | str], tuple[Path, MediaKind]] = {
+        futures: dict[Future[Header | str], tuple[AnyClip, MediaKind]] = {
             pool.submit(call, *file): file for file in unknown
         }
         try:
@@ -64,18 +65,18 @@ def inspect_all(
 
 
 @contextmanager
-def _children(asked: Inspection, limit_s: float) -> Iterator[Callable[[Path, MediaKind], Header | str]]:
+def _children(asked: Inspection, limit_s: float) -> Iterator[Callable[[AnyClip, MediaKind], Header | str]]:
     """A function that inspects a file in a child of the calling thread."""
     own = threading.local()
     with ExitStack() as started:
 
-        def call(path: Path, kind: MediaKind) -> Header | str:
+        def call(clip: AnyClip, kind: MediaKind) -> Header | str:
             children = own.__dict__
             if kind not in children:
                 work = functools.partial(_work(asked), kind=kind, asked=asked)
                 children[kind] = started.enter_context(ClipProcess(work, limit_s))
             try:
-                header: Header = children[kind].run(str(path))
+                header: Header = children[kind].run(clip)
             except ClipError as error:
                 return str(error)
             return header

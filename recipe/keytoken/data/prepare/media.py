@@ -1,10 +1,12 @@
-"""Finds the clip or image that a row names, below the media root and nowhere else."""
+"""Finds the clip, folder of frames or image that a row names, below the media root and nowhere else."""
 
 import os
 import re
 from pathlib import Path
 
+from keytoken.data.decoders.folder import frame_files
 from keytoken.data.prepare.samples import Draft, RowProblem
+from keytoken.errors import DataError
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:(?://|[^\\/])")
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
@@ -18,11 +20,11 @@ def locate(draft: Draft, root: Path) -> Path:
         root: The media root, with symbolic links followed.
 
     Returns:
-        An existing file below the root.
+        An existing file or folder of frames below the root.
 
     Raises:
         RowProblem: The row names a URL, or a file outside the root, by itself or through a link, or one that
-            is missing, empty or no file.
+            is missing, empty or neither a file nor a folder of frames.
     """
     name = draft.media.strip()
     if not name or "\0" in name:
@@ -54,8 +56,28 @@ def locate(draft: Draft, root: Path) -> Path:
             "path outside media_root",
             f"{path} is a link to {real}, outside {root}; copy the file or point media_root at its folder",
         )
+    if real.is_dir() and draft.kind == "video":
+        _check_frames(real, root)
+        return real
     if not real.is_file():
         raise RowProblem("media is no file", f"{path} is a folder or a device; name a video or image file")
     if size == 0:
         raise RowProblem("media empty", f"{path} has 0 bytes; copy or download it again")
     return real
+
+
+def _check_frames(folder: Path, root: Path) -> None:
+    """Whether a folder has frames, all below the root."""
+    try:
+        frames = frame_files(folder)
+    except (DataError, OSError) as problem:
+        raise RowProblem(
+            "media is no file", f"{folder} is a folder and none of frames: {problem}; name a video file"
+        ) from problem
+    for frame in frames:
+        if frame.is_symlink() and not frame.resolve().is_relative_to(root):
+            raise RowProblem(
+                "path outside media_root",
+                f"{frame} is a link to {frame.resolve()}, outside {root}; copy the file or point media_root "
+                "at its folder",
+            )

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from keytoken.data.headers import Header
+from keytoken.data.part import AnyClip, Part, entry_of
 from keytoken.data.prepare.samples import MULTIPLE_CHOICE, Sample
 from keytoken.scoring.prompts import render, with_options
 
@@ -30,13 +31,20 @@ class Entry:
     header: Header | None
     num_vision_tokens: int | None
 
+    @property
+    def clip(self) -> AnyClip:
+        """The clip, or the part of it that is meant."""
+        span = self.sample.span
+        return self.path if span is None else Part(str(self.path), *span)
 
+
+_ENDS = [("video_start", pa.float64()), ("video_end", pa.float64())]  # null: the clip's own
 # videos and images hold paths and no sampling settings: those are the run's, and the same for all rows.
 SCHEMA = pa.schema(
     [
         ("data_source", pa.string()),
         ("prompt", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
-        ("videos", pa.list_(pa.struct([("video", pa.string())]))),
+        ("videos", pa.list_(pa.struct([("video", pa.string()), *_ENDS]))),
         ("images", pa.list_(pa.struct([("image", pa.string())]))),
         ("ability", pa.string()),
         ("reward_model", pa.struct([("style", pa.string()), ("ground_truth", pa.string())])),
@@ -87,7 +95,7 @@ def to_row(entry: Entry, index: int, *, split: str, style: str, sampling_digest:
     return {
         "data_source": sample.data_source,
         "prompt": [{"role": "user", "content": ("<video>" if video else "<image>") + text}],
-        "videos": [{"video": str(entry.path)}] if video else [],
+        "videos": [entry_of(entry.clip)] if video else [],
         "images": [] if video else [{"image": str(entry.path)}],
         "ability": sample.category or sample.problem_type,
         "reward_model": {"style": "rule", "ground_truth": sample.answer},

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from keytoken.block import unknown_name
 from keytoken.data.headers import MediaKind
+from keytoken.data.part import Span
 from keytoken.errors import DataError
 from keytoken.rewards.answers import ACCURACY_REWARDS, MAX_CHARACTERS, parse_number
 
@@ -62,6 +63,7 @@ class Draft:
         item_id: Empty if the source gives none.
         data_source: Which collection the row comes from.
         category: The source's own grouping, such as Video-Holmes' question type.
+        span: From and to in seconds, if the question is about a part of the clip; None for all of it.
         options_inline: The question already lists the options; the prompt does not list them again.
         slash_is_root: A path that starts with a slash is meant from the media root.
     """
@@ -75,6 +77,7 @@ class Draft:
     item_id: str = ""
     data_source: str = ""
     category: str = ""
+    span: Span | None = None
     options_inline: bool = False
     slash_is_root: bool = False
 
@@ -111,6 +114,12 @@ def checked(draft: Draft, number: int, place: str) -> Sample:
     if special:
         raise RowProblem("special tokens", f"the question holds {special[0]!r}; remove it from the text")
     answer = draft.answer.strip()
+    if draft.span is not None and not 0 <= draft.span[0] < draft.span[1]:  # also NaN
+        start, end = draft.span
+        raise RowProblem(
+            "part of no length",
+            f"the part goes from {start:g} s to {end:g} s; the start is 0 or more and the end after it",
+        )
     if not answer:
         raise RowProblem("empty answer", "the answer is empty; write one or drop the row")
     if len(answer) > MAX_CHARACTERS:
