@@ -50,6 +50,7 @@ def block(**changes: Any) -> dict[str, Any]:
         "method": {"name": "video_ktr", "selection": dict(SELECTION), "loss": dict(LOSS)},
         "attribution": {},
         "kernels": {},
+        "media": {},
         "export": {},
         "diagnostics": {},
     }
@@ -173,6 +174,7 @@ def test_views_follow_from_ratios_and_loss(changes: dict[str, Any], views: tuple
         ({"attribution__num_workers": 0}, "num_workers is 0", "1 or more"),
         ({"attribution__sync_timeout_s": 0.0}, "sync_timeout_s is 0.0", "above 0"),
         ({"attribution__pass_timeout_s": float("inf")}, "pass_timeout_s is inf", "finite"),
+        ({"media__cache_gb": -1.0}, "keytoken.media.cache_gb is -1.0", "0 to keep nothing"),
         ({"kernels__impl": "cuda"}, "keytoken.kernels.impl is 'cuda'", "auto, triton, reference"),
         ({"kernels__head": True}, "keytoken.kernels.head", "type str"),
         ({"kernels__head": "liger"}, "keytoken.kernels.head is 'liger'", "fused, verl"),

@@ -224,7 +224,10 @@ def test_pixels_that_are_gone_are_an_error_that_names_the_prompt(empty: None) ->
 
 
 def test_a_failed_put_fails_every_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def put(**_: Any) -> None:
+    puts: list[str] = []
+
+    async def put(key: str, **_: Any) -> None:
+        puts.append(key)
         raise ConnectionError("no route")
 
     monkeypatch.setattr(media.tq, "async_kv_put", put)
@@ -234,6 +237,7 @@ def test_a_failed_put_fails_every_answer(monkeypatch: pytest.MonkeyPatch) -> Non
         return list(await asyncio.gather(*(shared.store() for _ in range(3)), return_exceptions=True))
 
     assert [type(result) for result in asyncio.run(store())] == [ConnectionError] * 3
+    assert puts == ["a"]
 
 
 def test_references_are_compared_by_identity() -> None:

@@ -128,11 +128,12 @@ class PromptMedia:
         """
         if not self._pixels:
             return 0
-        first = self._storing is None
-        if self._storing is None:
-            self._storing = asyncio.ensure_future(self._put())
+        if self._storing is not None:
+            await asyncio.shield(self._storing)
+            return 0
+        self._storing = asyncio.ensure_future(self._put())
         await asyncio.shield(self._storing)
-        return _size(self._pixels) if first else 0
+        return _size(self._pixels)
 
     async def _put(self) -> None:
         tag = {"bytes": _size(self._pixels)}
