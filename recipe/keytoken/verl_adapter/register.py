@@ -12,8 +12,8 @@ from types import ModuleType
 from typing import NamedTuple
 
 from keytoken.verl_adapter.owner import watch_owner
+from keytoken.verl_adapter.shims import ascend_engine, torch_extensions
 from keytoken.verl_adapter.shims.hooks import on_cpu, when_imported
-from keytoken.verl_adapter.shims.torch_extensions import install
 from keytoken.verl_adapter.versions import check_versions
 
 
@@ -48,7 +48,8 @@ def _arrange(shim: Shim) -> None:
 
 check_versions()
 watch_owner()
-install()
+torch_extensions.install()
+ascend_engine.install()
 for _shim in SHIMS:
     if on_cpu() or not _shim.cpu_only:
         _arrange(_shim)
