@@ -59,7 +59,7 @@ actor_rollout_ref.actor.fsdp_config.mixed_precision.* actor_rollout_ref.ref.fsdp
 actor_rollout_ref.model.override_config.attn_implementation
 actor_rollout_ref.rollout.agent.agent_loop_manager_class actor_rollout_ref.rollout.enable_sleep_mode
 actor_rollout_ref.rollout.engine_kwargs.vllm.*
-data.frame_cache data.quarantine_file data.sampling_contract.*
+data.clip_check data.clip_check_jobs data.frame_cache data.quarantine_file data.sampling_contract.*
 reward.reward_kwargs.max_resp_len reward.reward_kwargs.overlong_buffer_cfg.*
 ray_kwargs.ray_init.log_to_driver ray_kwargs.ray_init.num_gpus ray_kwargs.ray_init.runtime_env.env_vars.*
 trainer.v1.keytoken_separate.* trainer.v1.keytoken_sync

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from keytoken.data.contract import SamplingContract
-from keytoken.data.quarantine import named_clips, scan_parquet
+from keytoken.data.quarantine import named_clips, scan_parquet, scan_rows
 from keytoken.demo.render import write_clip
 from keytoken.errors import DataError
 
@@ -43,3 +43,22 @@ def test_paths_of_a_row() -> None:
     assert named_clips({"videos": None}) == named_clips({}) == []
     with pytest.raises(DataError, match="videos"):
         named_clips({"videos": [{"video": [1, 2]}]})
+
+
+def test_several_children_find_what_one_finds(tmp_path: Path) -> None:
+    """Good and bad clips, one clip in several rows, in whatever order the children answer."""
+    paths = [tmp_path / f"{number}.mp4" for number in range(12)]
+    for number, path in enumerate(paths):
+        if number % 3:
+            write_clip(path, np.full((4 + number, 56, 56, 3), number, dtype=np.uint8))
+        else:
+            path.touch()
+    rows = [{"videos": [{"video": str(path)}]} for path in [*paths, *reversed(paths)]]
+    one, three = (scan_rows(rows, CONTRACT, jobs=jobs) for jobs in (1, 3))
+    assert one == three
+    assert one.kept == [number for number in range(12) if number % 3] + [
+        12 + number for number in range(12) if (11 - number) % 3
+    ]
+    assert len(one.quarantined) == 8 and len(one.shapes) == 8
+    known = scan_rows(rows, CONTRACT, jobs=1, known=range(24))  # they only have to be there
+    assert known.kept == list(range(24)) and known.shapes == {}

@@ -7,7 +7,10 @@ costs one clip then, and the next clip gets a new child.
 import multiprocessing
 import multiprocessing.connection
 import signal
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 from keytoken.data.part import AnyClip
@@ -93,6 +96,46 @@ class ClipProcess(Generic[AnswerT]):
                 raise DataError(f"the clip decoder did not start within {_START_LIMIT_S:g} s")
             self._pipe.recv()
         return self._pipe
+
+
+@contextmanager
+def clip_processes(
+    work: Callable[[Any], AnswerT], limit_s: float, jobs: int
+) -> Iterator[Callable[[AnyClip], "Future[AnswerT | ClipError]"]]:
+    """Several children at work on many clips.
+
+    Args:
+        work: As of :class:`ClipProcess`.
+        limit_s: Seconds allowed for one clip.
+        jobs: Clips at work at once, each in a process of its own.
+
+    Yields:
+        A function that gives a clip to the next child that is free, and whose future becomes the answer, or
+        the error of a clip that cannot be used. Left early, what was given and not begun is forgotten.
+    """
+    own = threading.local()
+    children: list[ClipProcess[AnswerT]] = []
+
+    def run(clip: AnyClip) -> AnswerT | ClipError:
+        if not hasattr(own, "child"):
+            own.child = ClipProcess(work, limit_s)
+            children.append(own.child)
+        try:
+            answer: AnswerT = own.child.run(clip)
+        except ClipError as problem:
+            return problem
+        return answer
+
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            yield lambda clip: pool.submit(run, clip)
+        finally:
+            # Left early, nobody waits for the clips that are being decoded.
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in children:
+                child.kill()
+    for child in children:
+        child.stop()
 
 
 def _serve(pipe: "multiprocessing.connection.Connection[Any, Any]", work: Callable[[Any], Any]) -> None:

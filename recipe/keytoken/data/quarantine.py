@@ -8,7 +8,8 @@ and listed with their reasons; no row is ever given another clip.
 import functools
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,13 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from keytoken.data.cache.store import Shape, clip_shape
-from keytoken.data.child import ClipProcess
+from keytoken.data.child import clip_processes
 from keytoken.data.contract import SamplingContract
-from keytoken.data.part import Part, named_clip
+from keytoken.data.part import Part, clip_path, named_clip
 from keytoken.errors import ClipError, DataError
+
+_MOST_JOBS = 8
+_CLIPS_FOR_A_CHILD = 64  # a child's imports take as long as decoding about so many short clips
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,8 @@ def scan_rows(
     video_key: str = "videos",
     limit_s: float = 60.0,
     cache: str | None = None,
+    jobs: int | None = None,
+    known: Container[int] = (),
 ) -> Scan:
     """Try each clip of each row once.
 
@@ -83,33 +89,53 @@ def scan_rows(
         video_key: Column with the clips.
         limit_s: Seconds allowed for one clip.
         cache: Folder of a frame cache, which has all readable clips afterwards; None for none.
+        jobs: Clips decoded at once, each in a process of its own; None for one a core, at most 8,
+            and fewer for few clips.
+        known: Numbers of rows whose clips were decoded before; they only have to be there still.
 
     Returns:
         What was found.
     """
-    found: dict[str | Part, Shape | ClipError] = {}
+    clips_of = [named_clips(row, video_key) for row in rows]
+    wanted = dict.fromkeys(
+        clip for number, clips in enumerate(clips_of) if number not in known for clip in clips
+    )
+    found = _decoded(list(wanted), contract, limit_s, cache, jobs)
     kept: list[int] = []
     quarantined: list[Quarantined] = []
-    with ClipProcess(functools.partial(clip_shape, contract=contract, root=cache), limit_s) as probe:
-        for number, row in enumerate(tqdm(rows, desc="checking clips", unit="row", mininterval=1.0)):
-            for path in named_clips(row, video_key):
-                if path not in found:
-                    found[path] = _probe(probe, path)
-                outcome = found[path]
-                if isinstance(outcome, ClipError):
-                    quarantined.append(Quarantined(number, str(path), str(outcome)))
-                    break
-            else:
-                kept.append(number)
-    shapes = {path: outcome for path, outcome in found.items() if not isinstance(outcome, ClipError)}
+    for number, clips in enumerate(clips_of):
+        for clip in clips:
+            reason = _missing(clip) if number in known else found[clip]
+            if isinstance(reason, str | ClipError):
+                quarantined.append(Quarantined(number, str(clip), str(reason)))
+                break
+        else:
+            kept.append(number)
+    shapes = {clip: outcome for clip, outcome in found.items() if not isinstance(outcome, ClipError)}
     return Scan(kept, quarantined, shapes)
 
 
-def _probe(probe: ClipProcess[Shape], path: str | Part) -> Shape | ClipError:
-    try:
-        return probe.run(path)
-    except ClipError as problem:
-        return problem
+def _decoded(
+    clips: list[str | Part], contract: SamplingContract, limit_s: float, cache: str | None, jobs: int | None
+) -> dict[str | Part, Shape | ClipError]:
+    """The shape of each clip, or why there is none."""
+    found: dict[str | Part, Shape | ClipError] = {}
+    if not clips:
+        return found
+    if jobs is None:
+        jobs = min(len(os.sched_getaffinity(0)), _MOST_JOBS, -(-len(clips) // _CLIPS_FOR_A_CHILD))
+    work = functools.partial(clip_shape, contract=contract, root=cache)
+    with clip_processes(work, limit_s, jobs) as submit:
+        futures = {submit(clip): clip for clip in clips}
+        finished = as_completed(futures)
+        for future in tqdm(finished, total=len(clips), desc="checking clips", unit="clip", mininterval=1.0):
+            found[futures[future]] = future.result()
+    return found
+
+
+def _missing(clip: str | Part) -> str | None:
+    path = clip_path(clip)
+    return None if path.exists() else f"clip {path}: no such file; check the dataset's video paths"
 
 
 def scan_parquet(

@@ -11,8 +11,12 @@ image that cannot be read, a prompt longer than the limit. Each is listed with i
 A row may show a part of a clip, as ``video_start`` and ``video_end`` beside ``video``
 (:mod:`keytoken.data.part`).
 
+Rows of ``keytoken data prepare check=decode`` say how many vision tokens they have; their clips are not
+decoded again to find out (:mod:`keytoken.verl_adapter.counted`).
+
 Own keys of the ``data`` block: ``sampling_contract`` (fields of :class:`SamplingContract`; the patch size
-comes from the processor), ``quarantine_file`` and ``frame_cache``, a folder
+comes from the processor), ``quarantine_file``, ``clip_check`` and ``clip_check_jobs`` (what is decoded when
+the dataset is opened, and how many clips at once) and ``frame_cache``, a folder
 (:mod:`keytoken.data.cache.store`). Without a cache a clip is decoded when the dataset is opened and whenever
 its prompt is drawn; with one, once. Evaluation, which scans no clips beforehand, also sets ``clip_limit_s``,
 the seconds that decoding a clip may take.
@@ -22,7 +26,7 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict
@@ -43,8 +47,11 @@ from keytoken.data.quarantine import Quarantined, scan_rows
 from keytoken.data.timed import read_clip_within
 from keytoken.errors import ConfigurationError, DataError
 from keytoken.verl_adapter.compat import RLHFDataset
+from keytoken.verl_adapter.counted import COUNT, NEW, ROW, compare_count, counted, usable_counts
 
 logger = logging.getLogger(__name__)
+
+_INFO = "extra_info"
 
 # Where clips read by the running task are counted; None: nobody asked.
 _COUNTER: ContextVar[CacheStatistics | None] = ContextVar("counter", default=None)
@@ -69,12 +76,23 @@ class VideoDataset(RLHFDataset):
         """
         contract = sampling_contract(self.config, self.image_patch_size)
         _require_contract(dataframe, self.video_key, contract)
-        cache = self.config.get("frame_cache")
-        scan = scan_rows(dataframe, contract, video_key=self.video_key, cache=cache)
+        infos = dataframe[_INFO] if _INFO in dataframe.column_names else []
+        counts = usable_counts(infos, contract, self.config.get("clip_check") or NEW)
+        if counts:
+            what = "%d of %d rows say how many vision tokens they have; their clips are not decoded now"
+            logger.warning(what, len(counts), len(dataframe))
+        scan = scan_rows(
+            dataframe,
+            contract,
+            video_key=self.video_key,
+            cache=self.config.get("frame_cache"),
+            jobs=self.config.get("clip_check_jobs"),
+            known=counts,
+        )
         self.quarantined = scan.quarantined
         kept = []
         for number in scan.kept:
-            reason = self._reason_against(dataframe[number], contract, scan.shapes)
+            reason = self._reason_against(dataframe[number], contract, scan.shapes, counts.get(number))
             if reason is None:
                 kept.append(number)
             else:
@@ -100,8 +118,15 @@ class VideoDataset(RLHFDataset):
             ClipError: a clip that was readable when the dataset was opened no longer is.
         """
         contract = sampling_contract(config, image_patch_size)
-        images = [_load_image(item, contract) for item in _media_items(messages, "image")]
-        clips = [_read(named_clip(item), contract, config) for item in _media_items(messages, "video")]
+        tile = contract.patch_size * contract.merge_size
+        images, clips = [], []
+        for item in _media_items(messages, "image"):
+            images.append(_load_image(item, contract))
+            width, height = images[-1].size
+            compare_count(item, (height // tile) * (width // tile))
+        for item in _media_items(messages, "video"):
+            clips.append(_read(named_clip(item), contract, config))
+            compare_count(item, _num_tokens(clips[-1].frames.shape, contract))
         return images or None, [(clip.frames, clip.metadata()) for clip in clips] or None, None
 
     @classmethod
@@ -119,13 +144,27 @@ class VideoDataset(RLHFDataset):
         images, videos, _ = await cls.process_multi_modal_info(messages, image_patch_size, config)
         return images, videos
 
+    def _build_messages(self, example: dict[str, Any], key: str) -> list[dict[str, Any]]:
+        """verl's, with the number of vision tokens beside the medium that the row counts them of."""
+        messages: list[dict[str, Any]] = super()._build_messages(example, key)
+        info = example.get(_INFO) or {}
+        count = counted(info, sampling_contract(self.config, self.image_patch_size).digest())
+        items = [item for kind in ("image", "video") for item in _media_items(messages, kind)]
+        if count is not None and len(items) == 1:
+            items[0] |= {COUNT: count, ROW: info.get("prompt_id", info.get("index"))}
+        return messages
+
     def _reason_against(
-        self, row: dict[str, Any], contract: SamplingContract, shapes: Mapping[str | Part, Shape]
+        self,
+        row: dict[str, Any],
+        contract: SamplingContract,
+        shapes: Mapping[str | Part, Shape],
+        count: int | None,
     ) -> str | None:
         """Why a row with readable clips cannot be used all the same, or None."""
         messages = self._build_messages(row, key=self.prompt_key)
         try:
-            length = self._prompt_length(messages, contract, shapes)
+            length = self._prompt_length(messages, contract, shapes, count)
         except (OSError, DataError) as error:
             return f"{type(error).__name__}: {error}"
         if length > self.max_prompt_length:
@@ -136,16 +175,28 @@ class VideoDataset(RLHFDataset):
         return None
 
     def _prompt_length(
-        self, messages: list[dict[str, Any]], contract: SamplingContract, shapes: Mapping[str | Part, Shape]
+        self,
+        messages: list[dict[str, Any]],
+        contract: SamplingContract,
+        shapes: Mapping[str | Part, Shape],
+        count: int | None = None,
     ) -> int:
         """Tokens of a prompt with its placeholders expanded, without running the processor on pixels.
 
         Clips that the scan did not see, because they stand in the messages only, are decoded.
+
+        Args:
+            messages: The conversation.
+            contract: The sampling contract.
+            shapes: Of the frames of clips that were decoded.
+            count: Vision tokens of the one medium of the conversation, if they are known.
         """
         renderer = self.tokenizer if self.processor is None else self.processor
         kwargs = {**self.apply_chat_template_kwargs, "tokenize": False, "add_generation_prompt": True}
         text = renderer.apply_chat_template(messages, **kwargs)
         length = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if count is not None:
+            return length + count - 1
         tile = contract.patch_size * contract.merge_size
         for item in _media_items(messages, "image"):
             width, height = _load_image(item, contract).size
@@ -153,8 +204,7 @@ class VideoDataset(RLHFDataset):
         for item in _media_items(messages, "video"):
             clip = named_clip(item)
             shape = shapes.get(clip) or clip_shape(clip, contract, self.config.get("frame_cache"))
-            frames, _, height, width = shape
-            length += frames // contract.temporal_patch_size * (height // tile) * (width // tile) - 1
+            length += _num_tokens(shape, contract) - 1
         return length
 
     def _report(self, num_rows: int) -> None:
@@ -172,6 +222,13 @@ class VideoDataset(RLHFDataset):
             earlier = path.read_text().splitlines()
             lines = [line for line in earlier if json.loads(line)["dataset"] != dataset] + lines
         path.write_text("".join(line + "\n" for line in lines))
+
+
+def _num_tokens(shape: Sequence[int], contract: SamplingContract) -> int:
+    """Vision tokens of frames of that shape."""
+    frames, _, height, width = shape
+    tile = contract.patch_size * contract.merge_size
+    return frames // contract.temporal_patch_size * (height // tile) * (width // tile)
 
 
 def sampling_contract(config: Mapping[str, Any], image_patch_size: int) -> SamplingContract:

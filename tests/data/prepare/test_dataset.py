@@ -159,11 +159,12 @@ def test_a_row_of_every_kind_is_read_by_the_training_dataset(bench: Any, tmp_pat
         "audios",
         object(),
     )
+    config = OmegaConf.create({"sampling_contract": {"max_frames": 4}})
+    reader.config, reader.image_patch_size = config, 14
     kinds = []
     for row in frame["train"]:
         (message,) = reader._build_messages(row, key="prompt")
         kinds.append([item["type"] for item in message["content"]])
-        config = OmegaConf.create({"sampling_contract": {"max_frames": 4}})
         images, videos, _ = VideoDataset._process_multi_modal_info([message], 14, config)
         assert (images is None) != (videos is None)
     assert kinds == [["video", "text"], ["image", "text"]]

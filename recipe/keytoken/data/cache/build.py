@@ -3,10 +3,8 @@
 import functools
 import json
 import os
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from concurrent.futures import as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +13,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from keytoken.data.cache.store import add_clip
-from keytoken.data.child import ClipProcess
+from keytoken.data.child import clip_processes
 from keytoken.data.contract import SamplingContract
 from keytoken.data.part import Part
 from keytoken.data.quarantine import named_clips
@@ -80,7 +78,8 @@ def build(
         DataError: The cache cannot be written; what was stored stays.
     """
     built = Built()
-    with _workers(contract, root, jobs, limit_s) as submit:
+    work = functools.partial(add_clip, contract=contract, root=str(root))
+    with clip_processes(work, limit_s, jobs) as submit:
         futures = {submit(clip): clip for clip in clips}
         finished = as_completed(futures)
         for future in tqdm(finished, total=len(clips), desc="caching clips", unit="clip", mininterval=1.0):
@@ -136,33 +135,3 @@ def _clips_of_dataset(source: Path, video_key: str) -> Iterator[str | Part]:
                 yield from named_clips(row, video_key)
     except (OSError, pa.ArrowException) as problem:
         raise DataError(f"{source}: cannot be read as Parquet ({problem}); write it again") from problem
-
-
-@contextmanager
-def _workers(
-    contract: SamplingContract, root: Path, jobs: int, limit_s: float
-) -> Iterator[Callable[[str | Part], "Future[int | ClipError]"]]:
-    """A function that has a clip added by one of ``jobs`` threads, each with a child of its own."""
-    own = threading.local()
-    children: list[ClipProcess[int]] = []
-    work = functools.partial(add_clip, contract=contract, root=str(root))
-
-    def add(clip: str | Part) -> int | ClipError:
-        if not hasattr(own, "child"):
-            own.child = ClipProcess(work, limit_s)
-            children.append(own.child)
-        try:
-            return int(own.child.run(clip))
-        except ClipError as problem:
-            return problem
-
-    with ThreadPoolExecutor(jobs) as pool:
-        try:
-            yield lambda clip: pool.submit(add, clip)
-        finally:
-            # Left early, nobody waits for the clips that are being decoded.
-            pool.shutdown(wait=False, cancel_futures=True)
-            for child in children:
-                child.kill()
-    for child in children:
-        child.stop()

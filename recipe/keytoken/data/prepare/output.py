@@ -133,11 +133,16 @@ def _sync(path: Path) -> None:
 
 
 def _write_rows(path: Path, ledger: Ledger, settings: PrepareSettings, contract: SamplingContract) -> None:
-    digest = contract.digest()
+    fields: dict[str, Any] = {
+        "split": settings.split,
+        "style": settings.style,
+        "sampling_digest": contract.digest(),
+        "decoded": settings.check == "decode",
+    }
     with pq.ParquetWriter(path, SCHEMA) as writer:
         for start in range(0, len(ledger.entries), _BATCH_ROWS):
             rows = [
-                to_row(entry, index, split=settings.split, style=settings.style, sampling_digest=digest)
+                to_row(entry, index, **fields)
                 for index, entry in enumerate(ledger.entries[start : start + _BATCH_ROWS], start=start)
             ]
             writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))

@@ -68,6 +68,7 @@ SCHEMA = pa.schema(
                     ("num_source_frames", pa.int64()),
                     ("num_vision_tokens", pa.int64()),
                     ("sampling_digest", pa.string()),
+                    ("decoded", pa.bool_()),
                 ]
             ),
         ),
@@ -75,7 +76,9 @@ SCHEMA = pa.schema(
 )
 
 
-def to_row(entry: Entry, index: int, *, split: str, style: str, sampling_digest: str) -> dict[str, Any]:
+def to_row(
+    entry: Entry, index: int, *, split: str, style: str, sampling_digest: str, decoded: bool
+) -> dict[str, Any]:
     """The row as verl reads it.
 
     Args:
@@ -84,6 +87,7 @@ def to_row(entry: Entry, index: int, *, split: str, style: str, sampling_digest:
         split: Name of the split.
         style: Prompt style, see :func:`keytoken.scoring.prompts.render`.
         sampling_digest: Digest of the contract that ``num_vision_tokens`` holds under.
+        decoded: Whether the media were decoded under it, and not only their headers read.
     """
     sample, header = entry.sample, entry.header
     video = sample.kind == "video"
@@ -116,5 +120,6 @@ def to_row(entry: Entry, index: int, *, split: str, style: str, sampling_digest:
             "num_source_frames": header.num_frames if header else None,
             "num_vision_tokens": entry.num_vision_tokens,
             "sampling_digest": sampling_digest,
+            "decoded": decoded,
         },
     }
