@@ -189,6 +189,7 @@ class Browser:
         }
         made = self._call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
         self._session = f"/session/{made['sessionId']}"
+        self._call("POST", f"{self._session}/timeouts", {"script": 110_000})
 
     def _call(self, method: str, path: str, content: Any = None) -> Any:
         data = None if content is None else json.dumps(content).encode()
@@ -202,6 +203,7 @@ class Browser:
 
     def open(self, page: Path) -> None:
         """Open a file and wait until the page says that it is ready."""
+        self.messages(), self.requests()
         self._call("POST", f"{self._session}/url", {"url": page.as_uri()})
         limit = time.monotonic() + 60
         while self.run("return document.documentElement.dataset.ready") != "yes":
@@ -261,10 +263,12 @@ class Browser:
         return [entry["message"] for entry in self.log("browser")]
 
     def requests(self) -> list[str]:
-        """Addresses that were asked for since the last call."""
+        """Addresses that were asked for since the last call, without those that the page's policy stopped."""
         events = [json.loads(entry["message"])["message"] for entry in self.log("performance")]
+        failed = [event["params"] for event in events if event["method"] == "Network.loadingFailed"]
+        stopped = {params["requestId"] for params in failed if params.get("blockedReason") == "csp"}
         sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
-        return [event["request"]["url"] for event in sent]
+        return [params["request"]["url"] for params in sent if params["requestId"] not in stopped]
 
     def close(self) -> None:
         self._call("DELETE", self._session)

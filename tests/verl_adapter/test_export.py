@@ -85,7 +85,8 @@ def data(monkeypatch: pytest.MonkeyPatch) -> TensorDict:
         },
         batch_size=[3],
     )
-    clip = [{"role": "user", "content": [{"type": "video", "video": "/clips/a.mp4"}, {"type": "text"}]}]
+    video = {"type": "video", "video": "/clips/a.mp4", "video_end": 2.5}
+    clip = [{"role": "user", "content": [video, {"type": "text"}]}]
     others = {
         "raw_prompt": [[{"role": "user", "content": "without a clip"}], clip, clip],
         "extra_fields": [{"reward_extra_info": {"acc": 1.0}}, {"reward_extra_info": {"acc": 0}}, {}],
@@ -178,7 +179,8 @@ def test_it_carries_what_a_look_at_it_needs(
     assert target is not None
     table = pandas.read_parquet(target)
     assert table["prompt_id"].tolist() == ["q1", "q2"] and table["answer"].tolist() == [0, 0]
-    assert [clips.tolist() for clips in table["clips"]] == [["/clips/a.mp4"], []]
+    part = {"video": "/clips/a.mp4", "video_start": None, "video_end": 2.5}
+    assert [clips.tolist() for clips in table["clips"]] == [[part], []]
     assert table["accuracy"].isna().tolist() == [True, False] and table["accuracy"][1] == 1.0
     assert table["group_size"].tolist() == [1, 1]
     assert table["row_key"].tolist() == [2, 0]

@@ -4,7 +4,6 @@ import base64
 import dataclasses
 import io
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from keytoken.attribution.views.frames import changing_order
 from keytoken.data.clips import read_clip
 from keytoken.data.contract import SamplingContract
+from keytoken.data.part import AnyClip
 from keytoken.errors import KeyTokenError
 
 HEIGHT = 96  # pixels of a frame in the page; smaller ones stay as they are
@@ -40,36 +40,36 @@ class Strip:
     note: str = ""
 
 
-def strip_of(path: str, prompt_id: str, number: int, about: Mapping[str, Any]) -> Strip:
+def strip_of(clip: AnyClip, prompt_id: str, number: int, about: Mapping[str, Any]) -> Strip:
     """Read a clip as training did; a clip that cannot be read gives a strip that says why.
 
     Args:
-        path: The clip.
+        clip: The clip.
         prompt_id: The prompt; with the clip's number it names the draw of the order.
         number: The clip's number within the prompt.
         about: Of the export: ``sampling``, ``shuffle_seed`` and ``method``.
     """
-    sampling = about.get("sampling")
+    name, sampling = str(clip), about.get("sampling")
     if sampling is None:
-        return Strip(path=path, note="The export does not say how clips became frames.")
+        return Strip(path=name, note="The export does not say how clips became frames.")
     try:
-        clip = read_clip(Path(path), SamplingContract.from_mapping(sampling))
+        seen = read_clip(clip, SamplingContract.from_mapping(sampling))
     except KeyTokenError as problem:
-        return Strip(path=path, note=f"No frames: {problem}")
+        return Strip(path=name, note=f"No frames: {problem}")
     view = ((about.get("method") or {}).get("view") or {}).get("temporal", "shuffled")
     seed = about.get("shuffle_seed")
     order = None
     if seed is not None and view in ORDERS:
-        order = ORDERS[view](clip.frames, int(seed), f"{prompt_id}/{number}")
-    shown, note = list(range(len(clip.frames))), clip.note
+        order = ORDERS[view](seen.frames, int(seed), f"{prompt_id}/{number}")
+    shown, note = list(range(len(seen.frames))), seen.note
     if len(shown) > MAX_FRAMES:
         shown = [round(i * (len(shown) - 1) / (MAX_FRAMES - 1)) for i in range(MAX_FRAMES)]
-        note = f"{MAX_FRAMES} of {len(clip.frames)} frames are shown, without the order of the view. {note}"
+        note = f"{MAX_FRAMES} of {len(seen.frames)} frames are shown, without the order of the view. {note}"
         order = None
     return Strip(
-        path=path,
-        frames=tuple(data_url(clip.frames[index]) for index in shown),
-        times=tuple(round(clip.timestamps_s[index], 3) for index in shown),
+        path=name,
+        frames=tuple(data_url(seen.frames[index]) for index in shown),
+        times=tuple(round(seen.timestamps_s[index], 3) for index in shown),
         order=order,
         note=note.strip(),
     )

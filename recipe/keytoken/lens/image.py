@@ -45,8 +45,8 @@ def write_image(export: Export, answer: Answer, target: Path) -> Path:
     """Draw an answer as a PNG; returns the file."""
     signals = [name for name in SIGNALS if name in answer.values]
     strips = [
-        strip_of(path, answer.prompt_id, number, export.about)
-        for number, path in enumerate(answer.clips or ())
+        strip_of(clip, answer.prompt_id, number, export.about)
+        for number, clip in enumerate(answer.clips or ())
     ]
     pictures = [strip for strip in strips if strip.frames]
     lines = lines_of(answer.texts[:MAX_TOKENS])

@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from keytoken.data.part import AnyClip
 from keytoken.lens.classes import class_of, known_words
 from keytoken.lens.frames import Strip, strip_of
 from keytoken.lens.read import NUMBERS, SIGNALS, Answer, Export
 
+MakeStrip = Callable[[AnyClip, str, int, Mapping[str, Any]], Strip]
 RIGHT_ABOVE = 0.5
 # Signals by precedence, of methods where it is not this order; see keytoken.attribution.methods.
 PRECEDENCE = {"tor": ("entropy", "visual", "temporal")}
@@ -54,9 +56,7 @@ def build_page(exports: Sequence[Export], *, title: str, compare: int | None = N
     return re.sub(r"\{\{([A-Z]+)\}\}", lambda found: parts[found[1]], _resource("lens.html"))
 
 
-def payload(
-    exports: Sequence[Export], strip: Callable[[str, str, int, Mapping[str, Any]], Strip]
-) -> dict[str, Any]:
+def payload(exports: Sequence[Export], strip: MakeStrip) -> dict[str, Any]:
     """What the page's scripts read: answers of all exports one after another, token arrays as base64.
 
     Args:
@@ -121,9 +121,7 @@ def _right(export: Export) -> list[bool | None]:
     return [reward >= max(rewards) for reward in rewards]
 
 
-def _prompts(
-    exports: Sequence[Export], strip: Callable[[str, str, int, Mapping[str, Any]], Strip]
-) -> tuple[list[dict[str, Any]], list[int]]:
+def _prompts(exports: Sequence[Export], strip: MakeStrip) -> tuple[list[dict[str, Any]], list[int]]:
     """The prompts of all exports, and the number of each answer's prompt."""
     prompts: list[dict[str, Any]] = []
     prompt_of: list[int] = []
@@ -139,8 +137,8 @@ def _prompts(
                         "id": answer.prompt_id,
                         "text": question_of(answer.prompt),
                         "strips": [
-                            _strip(strip(path, answer.prompt_id, number, export.about))
-                            for number, path in enumerate(clips)
+                            _strip(strip(clip, answer.prompt_id, number, export.about))
+                            for number, clip in enumerate(clips)
                         ],
                         "clipsKnown": answer.clips is not None,
                     }
@@ -151,7 +149,7 @@ def _prompts(
 
 def question_of(prompt: str) -> str:
     """A prompt without the names of roles that a chat template leaves around it."""
-    text = prompt.strip().removesuffix("assistant").rstrip()
+    text = prompt.strip().removesuffix("\nassistant").rstrip()
     return text.removeprefix("user\n").strip()
 
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from keytoken.data.part import AnyClip, named_clip
 from keytoken.errors import DataError
 
 NEWEST_VERSION = 2
@@ -38,7 +39,7 @@ class Answer:
         prompt: The prompt's text.
         reward: Sum of its rewards.
         accuracy: What the reward function said of it; None if nothing.
-        clips: Paths of the prompt's videos; None if the export does not say.
+        clips: The prompt's videos, or parts of them; None if the export does not say.
         group_size: Answers to the prompt in the batch; None if the export does not say.
         row_key: What ties know it by; None if the export does not say.
         applies: For each signal whether the prompt has it.
@@ -53,7 +54,7 @@ class Answer:
     prompt: str
     reward: float
     accuracy: float | None
-    clips: tuple[str, ...] | None
+    clips: tuple[AnyClip, ...] | None
     group_size: int | None
     row_key: int | None
     applies: dict[str, bool]
@@ -225,7 +226,7 @@ def _answers(file: Path, table: pa.Table) -> tuple[Answer, ...]:
                 prompt=plain["prompt"][row] or "",
                 reward=float(plain["reward"][row]),
                 accuracy=plain.get("accuracy", {row: None})[row],
-                clips=None if "clips" not in plain else tuple(plain["clips"][row] or ()),
+                clips=_clips(plain, row),
                 group_size=plain.get("group_size", {row: None})[row],
                 row_key=plain.get("row_key", {row: None})[row],
                 applies=_applies(plain, own, row),
@@ -255,6 +256,12 @@ def _rows_of(column: pa.ChunkedArray) -> list[np.ndarray | None]:
         known = chunk.is_valid().to_numpy(zero_copy_only=False)
         rows += [values[offsets[row] : offsets[row + 1]] if known[row] else None for row in range(len(chunk))]
     return rows
+
+
+def _clips(plain: Mapping[str, Any], row: int) -> tuple[AnyClip, ...] | None:
+    if "clips" not in plain:
+        return None
+    return tuple(named_clip(entry) for entry in plain["clips"][row] or ())
 
 
 def _texts(plain: Mapping[str, Any], row: int) -> tuple[str, ...]:

@@ -14,7 +14,8 @@ this order; those of version 2 are marked:
   whole in their joined bytes. ``counted``, whether a token is part of the loss: not the mark behind an answer
   that was cut off. ``uncertainty``, the score of the entropy signal: ``entropy``, or what the method made of
   it.
-- 2: ``clips`` (paths of the prompt's videos), ``accuracy`` (what the reward function said of the answer, null
+- 2: ``clips`` (the prompt's videos: ``video``, a path, and for a part of it ``video_start`` and ``video_end``
+  in seconds, else null), ``accuracy`` (what the reward function said of the answer, null
   if nothing), ``group_size`` (answers to the prompt in the batch), ``row_key`` (what ties know the answer
   by), ``has_visual`` and ``has_temporal`` (whether the prompt has such a signal).
 
@@ -41,6 +42,7 @@ from torch import Tensor
 from transfer_queue import KVBatchMeta
 
 from keytoken.attribution.types import Signals, TokenWeights
+from keytoken.data.part import entry_of, named_clip
 from keytoken.verl_adapter import batch as batches
 
 VERSION = 2
@@ -92,6 +94,7 @@ def maybe_write(trainer: Any, batch: KVBatchMeta, signals: Signals, result: Toke
 
 _NUMBERS = pa.list_(pa.float32())
 _FLAGS = pa.list_(pa.bool_())
+_CLIP = pa.struct([("video", pa.string()), ("video_start", pa.float64()), ("video_end", pa.float64())])
 SCHEMA = pa.schema(
     [
         ("step", pa.int64()),
@@ -109,7 +112,7 @@ SCHEMA = pa.schema(
         ("token_bytes", pa.list_(pa.binary())),
         ("counted", _FLAGS),
         ("uncertainty", _NUMBERS),
-        ("clips", pa.list_(pa.string())),
+        ("clips", pa.list_(_CLIP)),
         ("accuracy", pa.float32()),
         ("group_size", pa.int64()),
         ("row_key", pa.int64()),
@@ -178,12 +181,12 @@ def _place_of(key: str) -> tuple[str, int]:
     return prompt, int(answer)
 
 
-def _clips(messages: Any) -> list[str]:
-    """Paths of the videos of a conversation, in order."""
+def _clips(messages: Any) -> list[dict[str, Any]]:
+    """The videos of a conversation, in order."""
     messages = getattr(messages, "data", messages)
     contents = [message["content"] for message in messages if isinstance(message["content"], list)]
     parts = [part for content in contents for part in content if part.get("type") == "video"]
-    return [part["video"].removeprefix("file://") for part in parts if isinstance(part["video"], str)]
+    return [entry_of(named_clip(part)) for part in parts]
 
 
 def _accuracy(extra_fields: Any) -> float | None:

@@ -39,7 +39,7 @@
     const low = Math.min(Math.floor(x), stops.length - 2);
     return stops[low].map((value, i) => value + (x - low) * (stops[low + 1][i] - value));
   }
-  Lens.isDark = () => getComputedStyle(document.documentElement).getPropertyValue("color-scheme").trim() === "dark";
+  Lens.isDark = () => state.theme === "dark";
   let scale = { max: 1, diverging: false };
   Lens.scale = () => scale;
   Lens.rescale = () => {
@@ -61,16 +61,26 @@
     const column = Lens.columns[state.colour];
     return state.colour !== "log_prob" && column !== undefined && column.some((value) => value < 0);
   }
+  const LEVELS = 48; // enough for an eye, and few enough to keep
+  let palette = { key: "", colours: new Map() };
   Lens.colourOf = (value) => {
     if (Number.isNaN(value)) return null;
-    const t = Math.sqrt(Math.min(Math.abs(value) / scale.max, 1)); // small differences can be seen
+    const key = `${state.theme}/${scale.diverging}`;
+    if (palette.key !== key) palette = { key, colours: new Map() };
+    // A square root: small differences can be seen as well.
+    const level = Math.round(Math.sqrt(Math.min(Math.abs(value) / scale.max, 1)) * LEVELS) * (value < 0 ? -1 : 1);
+    if (!palette.colours.has(level)) palette.colours.set(level, colourAt(level / LEVELS));
+    return palette.colours.get(level);
+  };
+  function colourAt(t) {
     const [r, g, b, a] = scale.diverging
-      ? ramp(value < 0 ? RAMPS.low : RAMPS.high, t)
-      : ramp(Lens.isDark() ? RAMPS.dark : RAMPS.light, t);
+      ? ramp(t < 0 ? RAMPS.low : RAMPS.high, Math.abs(t))
+      : ramp(Lens.isDark() ? RAMPS.dark : RAMPS.light, Math.abs(t));
     const under = Lens.isDark() ? 22 : 255;
     const light = (0.299 * r + 0.587 * g + 0.114 * b) * a + under * (1 - a);
-    return { fill: `rgba(${r.toFixed(0)},${g.toFixed(0)},${b.toFixed(0)},${a.toFixed(3)})`, ink: light > 135 ? "#111" : "#fff" };
-  };
+    const fill = `rgba(${r.toFixed(0)},${g.toFixed(0)},${b.toFixed(0)},${a.toFixed(3)})`;
+    return { fill, ink: light > 135 ? "#111" : "#fff" };
+  }
 
   // ---- what is shown
   const matches = (row) => {
@@ -162,13 +172,15 @@
       const last = rowAt(list.scrollTop + list.clientHeight + MARGIN);
       for (const [number, node] of made) if (number < first || number > last) { node.remove(); made.delete(number); }
       const fresh = [];
+      const together = document.createDocumentFragment();
       for (let number = first; number <= last; number += 1) {
         if (made.has(number)) continue;
         const node = rows[number].head ? headOf(rows[number].head) : answersOf(rows[number]);
         made.set(number, node);
         fresh.push(number);
-        canvas.append(node);
+        together.append(node);
       }
+      canvas.append(together);
       let changed = false;
       for (const number of fresh) {
         const height = made.get(number).offsetHeight;
@@ -274,7 +286,7 @@
       const text = Lens.vocabulary[Lens.words[at]];
       const blank = text.length - text.trimStart().length;
       if (blank && blank < text.length) box.append(text.slice(0, blank));
-      const token = element("span", "tok");
+      const token = document.createElement("span");
       token.textContent = blank === text.length ? text.replaceAll("\n", "⏎\n").replaceAll(" ", "␣") || "·" : text.slice(blank);
       token.dataset.at = at;
       Lens.paint(token, at);
@@ -282,16 +294,13 @@
     }
     return box;
   }
+  const CLASSES = Array.from({ length: 8 }, (_, bits) => `tok${bits & 1 ? " v" : ""}${bits & 2 ? " m" : ""}${bits & 4 ? " e" : ""}`);
   Lens.paint = (token, at) => {
     const colour = Lens.colourOf(Lens.value(state.colour, at));
-    token.style.backgroundColor = colour ? colour.fill : "transparent";
-    token.style.color = colour ? colour.ink : "inherit";
-    const bits = Lens.selected(at);
-    token.classList.toggle("v", (bits & 1) > 0);
-    token.classList.toggle("m", (bits & 2) > 0);
-    token.classList.toggle("e", (bits & 4) > 0);
-    token.classList.toggle("cut", !((Lens.flags[at] >> 6) & 1));
-    token.classList.toggle("current", at === state.token);
+    const style = colour ? `background-color:${colour.fill};color:${colour.ink}` : "";
+    if (token.styled !== style) { token.style.cssText = style; token.styled = style; }
+    const name = CLASSES[Lens.selected(at)] + ((Lens.flags[at] >> 6) & 1 ? "" : " cut") + (at === state.token ? " current" : "");
+    if (token.className !== name) token.className = name;
   };
   Lens.repaint = () => {
     for (const node of made.values()) {

@@ -100,7 +100,7 @@
     const totals = kinds.map(() => 0);
     for (const [at, row] of tokensOf(rows)) {
       const value = Lens.value(state.colour, at);
-      if (Number.isNaN(value)) continue;
+      if (Number.isNaN(value) || raw.answers[state.colour]?.[row] === false) continue; // no such signal
       const kind = split ? (raw.answers.right[row] ? 0 : 1) : 0;
       totals[kind] += 1;
       bins[kind][Math.max(0, Math.min(count - 1, Math.floor((value - low) / step)))] += 1;
@@ -116,7 +116,7 @@
     new uPlot({
       width: chart.clientWidth || 340, height: 210, legend: { show: false }, cursor: { y: false },
       scales: { x: { time: false }, y: { distr: 4, asinh: 1, range: (_, __, max) => [0, max * 1.1] } },
-      axes: [axis("", { size: 22 }), axis("", { size: 40, splits: (u) => [0, 0.3, 1, 3, 10, 30, 100].filter((t) => t <= u.scales.y.max), values: (_, ticks) => ticks.map((t) => `${t}%`) })],
+      axes: [axis("", { size: 22 }), axis("", { size: 40, filter: (_, ticks) => ticks, splits: (u) => [0, 0.3, 1, 3, 10, 30, 100].filter((t) => t <= u.scales.y.max), values: (_, ticks) => ticks.map((t) => `${t}%`) })],
       series: [{}, ...kinds.map((kind) => ({
         label: kind, stroke: () => css(`--${kind}`), fill: () => `${css(`--${kind}`)}33`, width: 1.5,
         paths: uPlot.paths.stepped({ align: 1 }), points: { show: false },

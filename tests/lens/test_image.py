@@ -1,0 +1,63 @@
+"""One answer as a PNG: what is drawn can be seen in its pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from keytoken.cli import main
+from keytoken.errors import DataError
+from keytoken.lens.image import find_answer, lines_of, write_image
+from keytoken.lens.read import read_export
+
+RECORDED = Path(__file__).with_name("data") / "step_000001.parquet"
+
+
+def test_the_command_draws_an_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "answer.png"
+    assert main(["lens", str(RECORDED), "--image", "--answer", "3", "--out", str(target)]) == 0
+    assert capsys.readouterr().out.strip() == str(target)
+    pixels = np.asarray(Image.open(target).convert("RGB")).reshape(-1, 3).astype(int)
+    for colour in ((0, 0x72, 0xB2), (0xD5, 0x5E, 0), (0, 0x9E, 0x73)):  # the frames of selected tokens
+        assert (np.abs(pixels - colour).max(axis=1) < 12).sum() > 30
+
+
+def test_an_answer_is_found_by_name_or_place() -> None:
+    export = read_export(RECORDED)
+    answer = export.answers[9]
+    assert find_answer(export, f"{answer.prompt_id}/{answer.number}") is answer
+    assert find_answer(export, "9") is answer and find_answer(export, None) is export.answers[0]
+    with pytest.raises(DataError, match="prompt/number"):
+        find_answer(export, "nobody/0")
+
+
+def test_lines_hold_every_token_once() -> None:
+    texts = ("<think>", " a" * 30, " b" * 40, "\n", "c\n\nd", "$x$", "\u202e", "e" * 300)
+    lines = lines_of(texts)
+    assert sorted(number for line in lines for number, _, _ in line) == list(range(len(texts)))
+    assert all(column + len(text) <= 134 for line in lines for _, column, text in line)
+    assert "\u202e" not in "".join(text for line in lines for *_, text in line)
+    assert lines_of(()) == [[]]
+
+
+@pytest.mark.parametrize("length", [0, 8000])
+def test_answers_of_any_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_of: Callable[..., Any], length: int
+) -> None:
+    file = batch_of([" red" * length, "blue $ { \\frac"], per_prompt=2).write(tmp_path, monkeypatch)
+    export = read_export(file)
+    assert len(export.answers[0].texts) == length
+    for number in (0, 1):
+        target = write_image(export, export.answers[number], tmp_path / f"{number}.png")
+        assert Image.open(target).size[0] == 1500
+
+
+@pytest.mark.parametrize("words", [["--answer", "1"], ["--image", "--compare", "2"]])
+def test_options_that_do_not_fit_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lens", str(RECORDED), *words]) == 2
+    assert "leave --" in capsys.readouterr().err
