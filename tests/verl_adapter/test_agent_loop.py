@@ -22,6 +22,7 @@ from keytoken.verl_adapter import dataset
 from keytoken.verl_adapter.agent_loop import (
     ANSWER_VISION_TOKENS,
     CLIP_READS,
+    MEDIA_PUT_BYTES,
     FailureWatch,
     VideoAgentLoop,
     VideoAgentLoopWorker,
@@ -280,7 +281,14 @@ class Scorer:
 def stored_by_worker(
     processor: Any, monkeypatch: pytest.MonkeyPatch, scorer: Scorer, output: Any
 ) -> dict[str, Any]:
-    """What the worker puts into storage for an answer, after the prompt's pixels if it is the first."""
+    """What the worker puts into storage for an answer."""
+    return puts_of_worker(processor, monkeypatch, scorer, output)[-1]
+
+
+def puts_of_worker(
+    processor: Any, monkeypatch: pytest.MonkeyPatch, scorer: Scorer, output: Any, validate: bool = False
+) -> list[dict[str, Any]]:
+    """All that the worker puts into storage with an answer, in order."""
     puts: list[dict[str, Any]] = []
 
     async def put(**call: Any) -> None:
@@ -298,9 +306,34 @@ def stored_by_worker(
         "reward_model": {"ground_truth": "A"},
         "extra_info": {"problem_type": "multiple choice"},
     }
-    asyncio.run(built._agent_loop_postprocess(output, False, **row))
-    *_, call = puts
-    return call
+    asyncio.run(built._agent_loop_postprocess(output, validate, **row))
+    return puts
+
+
+def test_pixels_are_stored_once_and_before_any_answer(
+    processor: Any, clip: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = run_group(processor, Server([8, 9]), messages(clip), size=3)
+    scorer = Scorer(processor, {"acc": 0.25})
+    puts = [puts_of_worker(processor, monkeypatch, scorer, output) for output in outputs]
+    (pixels, first), *others = puts
+    assert pixels["key"] == "u" and list(pixels["fields"]) == ["pixel_values_videos"]
+    assert pixels["fields"]["pixel_values_videos"].shape == (64, 3 * 2 * 14 * 14)
+    assert [len(calls) for calls in others] == [1, 1]
+    for (*_, answer), put in zip(puts, (64 * 3 * 2 * 14 * 14 * 4, 0, 0), strict=True):
+        (row,) = answer["fields"]
+        assert answer["partition_id"] == first["partition_id"] != pixels["partition_id"]
+        assert row["multi_modal_inputs"].prompt == "u"
+        assert row["extra_fields"][MEDIA_PUT_BYTES] == put
+
+
+def test_pixels_of_a_validation_are_not_stored(
+    processor: Any, clip: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (output,) = run_group(processor, Server([8, 9]), messages(clip), size=1)
+    (answer,) = puts_of_worker(processor, monkeypatch, Scorer(processor, {}), output, validate=True)
+    (row,) = answer["fields"]
+    assert row["extra_fields"][MEDIA_PUT_BYTES] == 0
 
 
 @pytest.mark.parametrize("asked", [0, 1])
