@@ -8,11 +8,13 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from keytoken.data.cli import add_data
-from keytoken.errors import KeyTokenError
+from keytoken.errors import DataError, KeyTokenError
 from keytoken.evaluation.cli import add_evaluate
+from keytoken.lens.cli import add_lens
 from keytoken.scoring.cli import add_lmms_export, add_score
 
 
@@ -63,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     add_evaluate(commands, say=print)
     add_score(commands, say=print)
     add_lmms_export(commands, say=print)
+    add_lens(commands, say=print)
     explain = commands.add_parser(
         "explain",
         help="say in words and numbers what a method does",
@@ -115,8 +118,22 @@ def _demo(arguments: argparse.Namespace) -> int:
 
     prepare_for_training()
     if not arguments.prepare_only:
-        print(report(train(["experiment=demo_cpu", *arguments.overrides])))
+        run_dir = train(["experiment=demo_cpu", *arguments.overrides])
+        print(report(run_dir))
+        _name_lens(run_dir)
     return 0
+
+
+def _name_lens(run_dir: Path) -> None:
+    """The last line of the demo: where to see the tokens, or why there is nothing to see."""
+    from keytoken.lens.write import write_lens
+
+    try:
+        page = write_lens(run_dir, say=print)
+    except DataError as problem:  # such as an export that was switched off: the run itself is fine
+        print(f"No token lens: {problem}")
+    else:
+        print(f"Token lens (open it in a browser): {page}")
 
 
 def _bench(arguments: argparse.Namespace) -> int:
