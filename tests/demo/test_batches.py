@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from keytoken.data.contract import SamplingContract
-from keytoken.demo.batches import IGNORED, Encoder, clip_example
+from keytoken.demo.batches import IGNORED, Encoder, Example, clip_example, draw_batches
 from keytoken.demo.model import build_model
 from keytoken.demo.tokenizer import DEMO_CONTRACT
 from keytoken.demo.warm_start import sequence_loss
@@ -59,3 +59,23 @@ def test_padding_changes_nothing(encoder: Encoder) -> None:
 def test_the_contract_leaves_demo_clips_alone() -> None:
     assert isinstance(DEMO_CONTRACT, SamplingContract)
     assert DEMO_CONTRACT.min_pixels == DEMO_CONTRACT.max_pixels == 56 * 56
+
+
+def test_a_batch_is_a_function_of_seed_stream_and_step(encoder: Encoder) -> None:
+    """Two steps are the first two of three; another seed or stream draws others."""
+
+    def drawn(seed: int, stream: int, steps: int) -> list[list[float]]:
+        numbers: list[float] = []
+
+        def draw(rng: np.random.Generator) -> Example:
+            numbers.append(rng.random())
+            return Example("which way ?", "up")
+
+        batches = list(draw_batches(encoder, draw, seed=seed, stream=stream, steps=steps, size=2))
+        assert [len(batch.input_ids) for batch in batches] == [2] * steps
+        return [numbers[2 * step : 2 * step + 2] for step in range(steps)]
+
+    three = drawn(5, 1, 3)
+    assert drawn(5, 1, 2) == three[:2]
+    assert three[1] == np.random.default_rng([5, 1, 1]).random(2).tolist()
+    assert len({tuple(batch) for batch in [*three, *drawn(6, 1, 3), *drawn(5, 2, 3)]}) == 9

@@ -1,6 +1,6 @@
 """Turns the world's questions into model inputs, with the same processor and positions as the trainer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,3 +120,27 @@ class Encoder:
             labels[index, len(prompt) - 1 : size - 1] = torch.tensor(answer)
             position_ids[:, index, :size] = positions
         return Batch(input_ids, position_ids, labels, vision)
+
+
+def draw_batches(
+    encoder: Encoder,
+    draw: Callable[[np.random.Generator], Example],
+    *,
+    seed: int,
+    stream: int,
+    steps: int,
+    size: int,
+) -> Iterator[Batch]:
+    """Batches of drawn examples; each has a generator of its own, so that none depends on another one.
+
+    Args:
+        encoder: Encodes them.
+        draw: Draws an example.
+        seed: Of the warm start.
+        stream: Keeps the random streams of its stages apart.
+        steps: Number of batches.
+        size: Examples of each.
+    """
+    for step in range(steps):
+        rng = np.random.default_rng([seed, stream, step])
+        yield encoder.batch([draw(rng) for _ in range(size)])

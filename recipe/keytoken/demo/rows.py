@@ -10,48 +10,30 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from keytoken.data.contract import SamplingContract
+from keytoken.data.verl_rows import row_schema
 from keytoken.demo.render import draw_clip, write_clip
 from keytoken.demo.world import FAMILIES, Question, make_question
 
 DATA_SOURCE = "keytoken_demo"
 _SPLIT_STREAMS = {"train": 11, "heldout": 12}  # keeps the splits' random streams apart
 
-_SCHEMA = pa.schema(
-    [
-        ("data_source", pa.string()),
-        ("prompt", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
-        (
-            "videos",
-            pa.list_(
-                pa.struct(
-                    [
-                        ("video", pa.string()),
-                        ("fps", pa.float64()),
-                        ("min_frames", pa.int64()),
-                        ("max_frames", pa.int64()),
-                        ("min_pixels", pa.int64()),
-                        ("max_pixels", pa.int64()),
-                    ]
-                )
-            ),
-        ),
-        ("ability", pa.string()),
-        ("reward_model", pa.struct([("style", pa.string()), ("ground_truth", pa.string())])),
-        (
-            "extra_info",
-            pa.struct(
-                [
-                    ("index", pa.int64()),
-                    ("split", pa.string()),
-                    ("prompt_id", pa.string()),
-                    ("family", pa.string()),
-                    ("problem_type", pa.string()),
-                    ("question", pa.string()),
-                    ("answer_word", pa.string()),
-                ]
-            ),
-        ),
-    ]
+_SCHEMA = row_schema(
+    video=[
+        ("fps", pa.float64()),
+        ("min_frames", pa.int64()),
+        ("max_frames", pa.int64()),
+        ("min_pixels", pa.int64()),
+        ("max_pixels", pa.int64()),
+    ],
+    extra_info=[
+        ("index", pa.int64()),
+        ("split", pa.string()),
+        ("prompt_id", pa.string()),
+        ("family", pa.string()),
+        ("problem_type", pa.string()),
+        ("question", pa.string()),
+        ("answer_word", pa.string()),
+    ],
 )
 
 

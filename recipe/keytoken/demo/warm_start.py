@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from keytoken.demo.batches import IGNORED, Batch, Encoder, Example, clip_example
+from keytoken.demo.batches import IGNORED, Batch, Encoder, Example, clip_example, draw_batches
 from keytoken.demo.world import FAMILIES, LETTERS, Question, make_question, response
 from keytoken.errors import NonFiniteError
 
@@ -88,20 +88,6 @@ def sequence_loss(model: Qwen2_5_VLForConditionalGeneration, batch: Batch) -> to
     ).last_hidden_state
     kept = batch.labels != IGNORED
     return torch.nn.functional.cross_entropy(model.lm_head(hidden[kept]), batch.labels[kept])
-
-
-def _batches(
-    encoder: Encoder,
-    draw: Callable[[np.random.Generator], Example],
-    *,
-    stage: str,
-    steps: int,
-    size: int,
-    seed: int,
-) -> Iterator[Batch]:
-    for step in range(steps):
-        rng = np.random.default_rng([seed, _STREAMS[stage], step])
-        yield encoder.batch([draw(rng) for _ in range(size)])
 
 
 def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -175,7 +161,9 @@ def warm_start(
     )
     losses = {}
     for name, steps, lr, decay, draw in stages:
-        batches = _batches(encoder, draw, stage=name, steps=steps, size=config.batch_size, seed=seed)
+        batches = draw_batches(
+            encoder, draw, stream=_STREAMS[name], steps=steps, size=config.batch_size, seed=seed
+        )
         losses[name] = run_stage(model, batches, steps=steps, lr=lr, name=name, decay=decay)
     model.eval()
     return losses

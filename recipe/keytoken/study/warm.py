@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -27,7 +27,7 @@ import numpy as np
 import keytoken.data.contract
 import keytoken.data.positions
 from keytoken.demo import batches, model, render, tokenizer, warm_start, world
-from keytoken.demo.batches import Batch, Encoder, Example, clip_example
+from keytoken.demo.batches import Encoder, Example, clip_example, draw_batches
 from keytoken.demo.prepare import cache_root
 from keytoken.demo.warm_start import WarmStartConfig, relabelled, run_stage
 from keytoken.demo.world import LETTERS
@@ -121,8 +121,8 @@ def _train(policy: Any, encoder: Encoder, start: WarmStart) -> dict[str, list[fl
     losses = {}
     for name, steps, lr, decay, draw in stages:
         if steps:
-            batches = _batches(
-                encoder, draw, stage=name, steps=steps, size=config.batch_size, seed=start.seed
+            batches = draw_batches(
+                encoder, draw, stream=_STREAMS[name], steps=steps, size=config.batch_size, seed=start.seed
             )
             losses[name] = run_stage(policy, batches, steps=steps, lr=lr, name=name, decay=decay)
     policy.eval()
@@ -144,17 +144,3 @@ def answered(known: World, rng: np.random.Generator, relabel_share: float) -> Ex
     if rng.random() < relabel_share:
         return clip_example(question, rng, relabelled(question, rng))
     return clip_example(question, rng)
-
-
-def _batches(
-    encoder: Encoder,
-    draw: Callable[[np.random.Generator], Example],
-    *,
-    stage: str,
-    steps: int,
-    size: int,
-    seed: int,
-) -> Iterator[Batch]:
-    for step in range(steps):
-        rng = np.random.default_rng([seed, _STREAMS[stage], step])
-        yield encoder.batch([draw(rng) for _ in range(size)])

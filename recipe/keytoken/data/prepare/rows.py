@@ -10,6 +10,7 @@ import pyarrow as pa
 from keytoken.data.headers import Header
 from keytoken.data.part import AnyClip, Part, entry_of
 from keytoken.data.prepare.samples import MULTIPLE_CHOICE, Sample
+from keytoken.data.verl_rows import row_schema
 from keytoken.scoring.prompts import render, with_options
 
 
@@ -38,41 +39,29 @@ class Entry:
         return self.path if span is None else Part(str(self.path), *span)
 
 
-_ENDS = [("video_start", pa.float64()), ("video_end", pa.float64())]  # null: the clip's own
 # videos and images hold paths and no sampling settings: those are the run's, and the same for all rows.
-SCHEMA = pa.schema(
-    [
-        ("data_source", pa.string()),
-        ("prompt", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
-        ("videos", pa.list_(pa.struct([("video", pa.string()), *_ENDS]))),
-        ("images", pa.list_(pa.struct([("image", pa.string())]))),
-        ("ability", pa.string()),
-        ("reward_model", pa.struct([("style", pa.string()), ("ground_truth", pa.string())])),
-        (
-            "extra_info",
-            pa.struct(
-                [
-                    ("index", pa.int64()),
-                    ("split", pa.string()),
-                    ("prompt_id", pa.string()),
-                    ("source_id", pa.string()),
-                    ("problem_type", pa.string()),
-                    ("category", pa.string()),
-                    ("question", pa.string()),
-                    ("options", pa.list_(pa.string())),
-                    ("answer_text", pa.string()),
-                    ("media", pa.string()),
-                    ("media_kind", pa.string()),
-                    ("content", pa.string()),
-                    ("duration_s", pa.float64()),
-                    ("num_source_frames", pa.int64()),
-                    ("num_vision_tokens", pa.int64()),
-                    ("sampling_digest", pa.string()),
-                    ("decoded", pa.bool_()),
-                ]
-            ),
-        ),
-    ]
+SCHEMA = row_schema(
+    video=[("video_start", pa.float64()), ("video_end", pa.float64())],  # null: the clip's own
+    image=[("image", pa.string())],
+    extra_info=[
+        ("index", pa.int64()),
+        ("split", pa.string()),
+        ("prompt_id", pa.string()),
+        ("source_id", pa.string()),
+        ("problem_type", pa.string()),
+        ("category", pa.string()),
+        ("question", pa.string()),
+        ("options", pa.list_(pa.string())),
+        ("answer_text", pa.string()),
+        ("media", pa.string()),
+        ("media_kind", pa.string()),
+        ("content", pa.string()),
+        ("duration_s", pa.float64()),
+        ("num_source_frames", pa.int64()),
+        ("num_vision_tokens", pa.int64()),
+        ("sampling_digest", pa.string()),
+        ("decoded", pa.bool_()),
+    ],
 )
 
 
