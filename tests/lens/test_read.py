@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from keytoken.cli import main
+from keytoken.cli import _name_lens, main
 from keytoken.errors import DataError
 from keytoken.lens.page import question_of
 from keytoken.lens.read import find_files, read_export
@@ -188,3 +188,15 @@ def test_metadata_are_json_that_anybody_reads() -> None:
     about = json.loads(pq.read_schema(RECORDED).metadata[b"keytoken"])
     assert about["version"] == 2 and about["sampling"]["max_frames"] == 8
     assert np.isfinite(about["tie_seed"])
+
+
+def test_the_demo_ends_with_the_file_or_the_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _name_lens(tmp_path)
+    assert capsys.readouterr().out.startswith("No token lens: ")  # and the run stays a success
+    changed(tmp_path / "tokens" / "step_000010.parquet", step=[10] * 64)
+    _name_lens(tmp_path)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"Token lens (open it in a browser): {tmp_path / 'lens.html'}"
+    assert (tmp_path / "lens.html").stat().st_size > 100_000

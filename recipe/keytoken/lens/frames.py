@@ -29,6 +29,7 @@ class Strip:
         path: The clip.
         frames: Data URLs of the frames shown.
         times: Seconds of each.
+        aspect: Width of a frame over its height.
         order: Position i of the view shows frame ``order[i]`` of these; None if there is no such order here.
         note: What is missing, or the number of frames if not all are shown; mostly empty.
     """
@@ -36,6 +37,7 @@ class Strip:
     path: str
     frames: tuple[str, ...] = ()
     times: tuple[float, ...] = ()
+    aspect: float = 1.0
     order: tuple[int, ...] | None = None
     note: str = ""
 
@@ -70,6 +72,7 @@ def strip_of(clip: AnyClip, prompt_id: str, number: int, about: Mapping[str, Any
         path=name,
         frames=tuple(data_url(seen.frames[index]) for index in shown),
         times=tuple(round(seen.timestamps_s[index], 3) for index in shown),
+        aspect=round(seen.frames.shape[3] / seen.frames.shape[2], 4),
         order=order,
         note=note.strip(),
     )

@@ -159,6 +159,7 @@ def _strip(strip: Strip) -> dict[str, Any]:
         "path": strip.path,
         "frames": list(strip.frames),
         "times": list(strip.times),
+        "aspect": strip.aspect,
         "order": order,
         "note": strip.note,
     }

@@ -3,6 +3,7 @@
 (() => {
   const { raw, offsets, state } = Lens;
   const MARGIN = 800; // pixels made beyond the window
+  const FRAME = 46; // height of a frame, as in lens.css
   const COLUMN = 330; // least width of an answer side by side
   const list = document.getElementById("list");
   const canvas = document.getElementById("canvas");
@@ -227,7 +228,7 @@
       const view = raw.exports[prompt.export].views.temporal || "shuffled";
       if (strip.frames.length) {
         const both = element("div", "pair");
-        both.append(stripOf(strip, strip.frames.map((_, i) => i), "as trained on"));
+        both.append(stripOf(strip, strip.frames.map((_, i) => i), "real"));
         if (strip.order) both.append(stripOf(strip, strip.order, view));
         box.append(both);
       }
@@ -243,6 +244,7 @@
       const image = element("img");
       image.src = strip.frames[source];
       image.alt = `frame ${source + 1}`;
+      image.style.width = `${Math.round(FRAME * strip.aspect)}px`; // known before it is decoded, as rows are measured
       const seconds = strip.times[source];
       image.title = `frame ${source + 1}, ${seconds} s${source === place ? "" : `, shown at place ${place + 1}`}`;
       cell.append(image, element("small", source === place ? "" : "moved", `${source + 1}`));
