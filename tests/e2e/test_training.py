@@ -13,6 +13,8 @@ from keytoken.verl_adapter.export import SCHEMA
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2400)]
 
+# Of a demo clip as the processor hands it on: 8 frames of 56 x 56 pixels in three colors, float32.
+PIXEL_BYTES = 8 * 56 * 56 * 3 * 4
 SCORES = ("log_prob", "log_prob_masked", "log_prob_shuffled", "visual", "temporal", "entropy")
 
 
@@ -33,6 +35,14 @@ def weights(run, step: int, world_size: int = 1) -> dict[str, torch.Tensor]:
     return {name: value.to_local() if hasattr(value, "to_local") else value for name, value in state.items()}
 
 
+def media_of(run, step: int) -> tuple[float, float]:
+    """Bytes of pixels that were put and got in a step, in copies of what its video prompts have."""
+    tokens, metrics = run.tokens(step), run.metrics()[step - 1]
+    assert metrics["data/media_held_bytes"] == 0  # nothing is left behind
+    copy = PIXEL_BYTES * tokens[~tokens["prompt"].str.contains("plus")]["prompt_id"].nunique()
+    return metrics["data/media_put_bytes"] / copy, metrics["data/media_got_bytes"] / copy
+
+
 def test_three_pools_train(straight):
     steps = straight.metrics()
     assert len(steps) == 4
@@ -45,6 +55,11 @@ def test_three_pools_train(straight):
     before, after = weights(straight, 2), weights(straight, 4)
     moved = max(float((before[name] - after[name]).abs().max()) for name in before)
     assert moved > 1e-4
+
+
+def test_pixels_travel_once_for_a_prompt(straight):
+    """One copy is stored; the actor, which also is the reference, gets one, the attribution group another."""
+    assert [media_of(straight, step) for step in (1, 2, 3, 4)] == [(1.0, 2.0)] * 4
 
 
 def test_answer_length_is_the_real_length(straight):
@@ -113,6 +128,8 @@ def test_two_actor_ranks_and_two_attribution_ranks(launcher, straight):
     assert_same_answers(straight.tokens(1), run.tokens(1))
     for column in SCORES:
         assert largest_difference(straight.tokens(1), run.tokens(1), column) <= 1e-5
+    for put, got in (media_of(run, 1), media_of(run, 2)):
+        assert put == 1.0 and 2.0 <= got <= 4.0  # the answers to a prompt may lie in the shares of both ranks
     one, two = straight.metrics()[0], run.metrics()[0]
     assert two["actor/grad_norm"] == pytest.approx(one["actor/grad_norm"], rel=1e-4)
 
@@ -130,6 +147,7 @@ def test_placement_actor_gives_the_same_scores(launcher, straight):
     assert len(run.validation(0)) == 47
     assert run.validation(0) == straight.validation(0)
     assert_same_answers(straight.tokens(1), run.tokens(1))
+    assert [media_of(run, step) for step in (1, 2)] == [(1.0, 1.0)] * 2  # one process does it all
     for column in SCORES:
         assert largest_difference(straight.tokens(1), run.tokens(1), column) <= 1e-5
     assert run.metrics()[0]["actor/grad_norm"] == pytest.approx(
