@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from keytoken.data.contract import SamplingContract
+from keytoken.data.contract import CONTRACT_FILE, SamplingContract
 from keytoken.errors import ConfigurationError, DataError
 from keytoken.evaluation.frames import frames_of
 from keytoken.evaluation.options import EvaluateOptions
 from keytoken.evaluation.report import write_reports
-from keytoken.evaluation.run import _header, evaluate
+from keytoken.evaluation.run import _header
 from keytoken.evaluation.sources import Source
 from keytoken.scoring.benchmarks import get_benchmark
 from keytoken.scoring.items import Item, Prediction
 
 TRAINED = SamplingContract.preset("video_r1_16f")
-CONTRACT_FILE = "sampling_contract.json"
 
 
 @pytest.fixture
@@ -75,9 +76,20 @@ def test_the_command_stops_there(checkpoint: Path, tmp_path: Path) -> None:
         "metadata": {"subject": "Art"},
     }
     questions.write_text(json.dumps([row]))
-    words = {"questions": (str(questions),), "control": ("text",), "out": str(tmp_path / "out")}
-    with pytest.raises(ConfigurationError, match="max_frames is 64 asked for and 16 in training"):
-        evaluate(options(checkpoint, sampling="eval_64f", **words), lambda _: None)
+    words = [f"model={checkpoint}", f"questions={questions}", f"out={tmp_path / 'out'}", "control=text"]
+    command = [
+        sys.executable,
+        "-m",
+        "keytoken.cli",
+        "evaluate",
+        "benchmark=mmvu",
+        *words,
+        "sampling=eval_64f",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "max_frames is 64 asked for and 16 in training" in done.stderr
+    assert done.stderr.count("\n") == 1  # and no warnings of what was imported
     assert not (tmp_path / "out").exists()
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from keytoken.data.contract import SamplingContract
+from keytoken.data.contract import CONTRACT_FILE, SamplingContract
 from keytoken.errors import ConfigurationError, DataError
-from keytoken.verl_adapter.contract_file import CONTRACT_FILE, checkpoint_to_resume
+from keytoken.verl_adapter.contract_file import checkpoint_to_resume
 from keytoken.verl_adapter.trainer import AttributionSteps
 
 TRACKER = "latest_checkpointed_iteration.txt"

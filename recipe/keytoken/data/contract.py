@@ -20,6 +20,7 @@ from keytoken.block import unknown_name
 from keytoken.errors import ConfigurationError, DataError
 
 DECODERS = ("auto", "torchcodec", "decord", "pyav")
+CONTRACT_FILE = "sampling_contract.json"  # beside a run and in each of its checkpoints
 PRESETS = "sampling"  # the folder of the package keytoken_configs with the named contracts
 
 _MAX_ASPECT_RATIO = 200  # Qwen2-VL refuses frames longer than this many times their width

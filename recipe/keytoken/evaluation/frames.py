@@ -7,7 +7,7 @@ measures the change of frames as well, without any other sign of it.
 from dataclasses import dataclass
 from pathlib import Path
 
-from keytoken.data.contract import SamplingContract
+from keytoken.data.contract import CONTRACT_FILE, SamplingContract
 from keytoken.errors import ConfigurationError
 from keytoken.evaluation.options import EvaluateOptions
 
@@ -60,8 +60,7 @@ def frames_of(options: EvaluateOptions, usual: str, model: Path) -> Frames:
 
 def _trained_by(model: Path) -> Path | None:
     """The contract beside a model; one that was joined from a checkpoint lies in the checkpoint's folder."""
-    from keytoken.verl_adapter.contract_file import CONTRACT_FILE  # slow: imports verl
-    from keytoken.verl_adapter.merge import MERGED
+    from keytoken.verl_adapter.merge import MERGED  # slow: imports torch
 
     folders = [model, model.parent] if model.name == MERGED else [model]
     return next((file for folder in folders if (file := folder / CONTRACT_FILE).is_file()), None)

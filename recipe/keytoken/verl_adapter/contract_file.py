@@ -11,14 +11,13 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from keytoken.data.contract import SamplingContract
+from keytoken.data.contract import CONTRACT_FILE, SamplingContract
 from keytoken.errors import ConfigurationError
 from keytoken.verl_adapter.compat import find_latest_ckpt_path, get_checkpoint_tracker_filename
 from keytoken.verl_adapter.dataset import sampling_contract
 
 logger = logging.getLogger(__name__)
 
-CONTRACT_FILE = "sampling_contract.json"
 _DEFAULT_PATCH_SIZE = 14  # verl's, for models without an image processor
 
 
