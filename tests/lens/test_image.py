@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,17 @@ def test_the_command_draws_an_answer(tmp_path: Path, capsys: pytest.CaptureFixtu
     target = tmp_path / "answer.png"
     assert main(["lens", str(RECORDED), "--image", "--answer", "3", "--out", str(target)]) == 0
     assert capsys.readouterr().out.strip() == str(target)
-    pixels = np.asarray(Image.open(target).convert("RGB")).reshape(-1, 3).astype(int)
-    for colour in ((0, 0x72, 0xB2), (0xD5, 0x5E, 0), (0, 0x9E, 0x73)):  # the frames of selected tokens
-        assert (np.abs(pixels - colour).max(axis=1) < 12).sum() > 30
+    export = read_export(RECORDED)
+    without = dataclasses.replace(export.answers[3], selected={})
+    marked, bare = (coloured(path) for path in (target, write_image(export, without, tmp_path / "bare.png")))
+    assert all(more > less + 100 for more, less in zip(marked, bare, strict=True)), (marked, bare)
+
+
+def coloured(path: Path) -> list[int]:
+    """Pixels in the colour of each signal; the frames of selected tokens are, and the signal's name."""
+    pixels = np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3).astype(int)
+    colours = ((0, 0x72, 0xB2), (0xD5, 0x5E, 0), (0, 0x9E, 0x73))
+    return [int((np.abs(pixels - colour).max(axis=1) < 12).sum()) for colour in colours]
 
 
 def test_an_answer_is_found_by_name_or_place() -> None:
