@@ -8,6 +8,7 @@ import pickle
 import shutil
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -213,6 +214,20 @@ def test_verl_filters_a_group_without_signal(empty: None) -> None:
     assert extract_multi_modal_inputs(answers_to("a", "c").get("multi_modal_inputs"))
     assert media.clear_finished() == 0
     assert stored() == set()
+
+
+def test_pixels_of_waiting_prompts_outlive_a_restart(empty: None, tmp_path: Path) -> None:
+    """The asynchronous modes save the queue with a checkpoint, answers and pixels for later steps in it."""
+    groups = {"a": features("video", seed=1), "b": features("image", seed=2)}
+    register(*groups)
+    put = sum(answer(prompt, made, [0.0, 1.0]) for prompt, made in groups.items())
+    tq.save_checkpoint(tmp_path / "queue")
+    for partition, held in tq.kv_list().items():
+        tq.kv_clear(list(held), partition)
+    tq.load_checkpoint(tmp_path / "queue")
+    for row in rows_of(answers_to(*groups)):
+        assert all(torch.equal(row.media[name], made) for name, made in groups[row.prompt].items())
+    assert media.clear_finished() == put
 
 
 def test_pixels_that_are_gone_are_an_error_that_names_the_prompt(empty: None) -> None:
