@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import subprocess
+import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -265,3 +267,13 @@ def leaves(tree: dict, prefix: str = "") -> list[tuple[str, object]]:
         name = f"{prefix}{key}"
         found += leaves(value, f"{name}.") if isinstance(value, dict) and value else [(name, value)]
     return found
+
+
+def test_composing_imports_none_of_the_stack() -> None:
+    """A misspelt word is reported in a second; verl's files are read without verl, which takes five."""
+    code = (
+        "import sys; from keytoken.compose import compose_config; compose_config(['policy=qwen2_5_vl_7b']); "
+        "print([name for name in ('torch', 'ray', 'verl', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[]", done.stderr
