@@ -62,6 +62,10 @@ BROKEN: dict[str, list[tuple[dict[str, Any], list[str]]]] = {
         ({"keytoken.sampling.fps": "two"}, ["fps is 'two'", "positive number"]),
         ({"keytoken.sampling.decoder": "ffmpeg"}, ["decoder 'ffmpeg'", "torchcodec", "pyav"]),
     ],
+    "_clip_check": [
+        ({"data.clip_check": "nwe"}, ["data.clip_check=nwe", "mean 'new'?"]),
+        ({"data.clip_check_jobs": 0}, ["data.clip_check_jobs=0", "above 0"]),
+    ],
     "_mode": [
         ({"trainer.v1.trainer_mode": "sync"}, ["trainer.v1.trainer_mode is 'sync'", "keytoken_separate"]),
         ({"trainer.use_v1": False}, ["trainer.use_v1=false", "trainer.use_v1=true"]),

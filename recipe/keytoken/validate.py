@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from keytoken.attribution.methods import measures_of, method_of, needs_passes
 from keytoken.attribution.views import VIEWS
 from keytoken.batch_rules import BATCH_RULES
+from keytoken.data.clip_check import NEW, check_settings
 from keytoken.data.contract import SamplingContract
 from keytoken.errors import ConfigurationError
 from keytoken.loss_rules import LOSS_RULES, SEPARATE
@@ -126,6 +127,10 @@ def _views(config: DictConfig, keytoken: KeyTokenConfig) -> None:
 
 def _sampling(config: DictConfig, keytoken: KeyTokenConfig) -> None:
     SamplingContract.from_mapping(keytoken.sampling, where="keytoken.sampling")
+
+
+def _clip_check(config: DictConfig, keytoken: KeyTokenConfig) -> None:
+    check_settings(config.data.get("clip_check", NEW), config.data.get("clip_check_jobs"))
 
 
 def _mode(config: DictConfig, keytoken: KeyTokenConfig) -> None:
@@ -303,6 +308,7 @@ RULES: tuple[Callable[[DictConfig, KeyTokenConfig], None], ...] = (
     _method,
     _views,
     _sampling,
+    _clip_check,
     _mode,
     _weight_transport,
     _advantage,

@@ -40,6 +40,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from keytoken.data.cache.store import CacheStatistics, FrameCache, Read, Shape, clip_shape, frame_cache
+from keytoken.data.clip_check import NEW, check_settings
 from keytoken.data.clips import Clip, read_clip
 from keytoken.data.contract import SamplingContract
 from keytoken.data.part import Part, named_clip
@@ -47,7 +48,7 @@ from keytoken.data.quarantine import Quarantined, scan_rows
 from keytoken.data.timed import read_clip_within
 from keytoken.errors import ConfigurationError, DataError
 from keytoken.verl_adapter.compat import RLHFDataset
-from keytoken.verl_adapter.counted import COUNT, NEW, ROW, compare_count, counted, usable_counts
+from keytoken.verl_adapter.counted import COUNT, ROW, compare_count, counted, usable_counts
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,9 @@ class VideoDataset(RLHFDataset):
         contract = sampling_contract(self.config, self.image_patch_size)
         _require_contract(dataframe, self.video_key, contract)
         infos = dataframe[_INFO] if _INFO in dataframe.column_names else []
-        counts = usable_counts(infos, contract, self.config.get("clip_check") or NEW)
+        policy, jobs = self.config.get("clip_check", NEW), self.config.get("clip_check_jobs")
+        check_settings(policy, jobs)
+        counts = usable_counts(infos, contract, policy)
         if counts:
             what = "%d of %d rows say how many vision tokens they have; their clips are not decoded now"
             logger.warning(what, len(counts), len(dataframe))
@@ -86,7 +89,7 @@ class VideoDataset(RLHFDataset):
             contract,
             video_key=self.video_key,
             cache=self.config.get("frame_cache"),
-            jobs=self.config.get("clip_check_jobs"),
+            jobs=jobs,
             known=counts,
         )
         self.quarantined = scan.quarantined
