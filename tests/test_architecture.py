@@ -16,7 +16,7 @@ MAX_FUNCTION_LINES = 60
 
 # A part may import from itself and from lines further down; within the first and the last line anything goes.
 LAYERS = (
-    ("cli", "main", "bench", "compose", "golden", "explain", "progress", "study", "evaluation"),
+    ("cli", "main", "bench", "compose", "golden", "explain", "progress", "study", "evaluation", "doctor"),
     ("lens",),
     ("verl_adapter",),
     ("workers",),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from keytoken.data.cli import add_data
+from keytoken.doctor.cli import add_doctor
 from keytoken.errors import DataError, KeyTokenError
 from keytoken.evaluation.cli import add_evaluate
 from keytoken.lens.cli import add_lens
@@ -61,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--steps", type=int, default=6, help="training steps of each run (default: 6)")
     bench.set_defaults(run=_bench)
     _add_sweep(commands)
+    add_doctor(commands, say=print)
     add_data(commands, say=print)
     add_evaluate(commands, say=print)
     add_score(commands, say=print)

@@ -45,3 +45,7 @@ class ClusterError(KeyTokenError, RuntimeError):
 
 class WeightSyncError(KeyTokenError, RuntimeError):
     """A weight broadcast that did not end in time or left groups with unequal weights."""
+
+
+class DoctorError(KeyTokenError, RuntimeError):
+    """Something that a check before a run found, and that would keep the run from working."""

@@ -50,13 +50,18 @@ def train(overrides: Sequence[str]) -> Path:
     """Run a training job to its end and return its run folder.
 
     Raises:
-        KeyTokenError: what the user can mend: the configuration, files, versions or the machine.
+        KeyTokenError: what the user can mend: the configuration, files, versions or the machine. The doctor
+            looks at the machine, the model, the data and the reward first (``keytoken.doctor``).
     """
     config = load_config(overrides)
     if runs_here(config):
         validate_files(config)
     run_dir = Path(config.keytoken.run_dir)
     _make_run_dir(run_dir)
+    if config.keytoken.doctor == "short":
+        from keytoken.doctor.run import require_healthy  # what only composes a configuration needs none of it
+
+        require_healthy(config, run_dir / "doctor.json")
     OmegaConf.save(config, run_dir / "config.yaml")
     metrics = _fresh_metrics_file(run_dir)
     _set_environment(config, {"VERL_FILE_LOGGER_PATH": str(metrics)})

@@ -23,13 +23,17 @@ def validate_files(config: DictConfig) -> None:
             if "://" not in path and not Path(path).expanduser().exists():
                 raise ConfigurationError(f"{key}: {path} does not exist on this machine; {_demo_hint(path)}.")
     path = config.actor_rollout_ref.model.path
-    folder = Path(path).expanduser()
-    # "name" and "owner/name" are hub ids unless such a folder exists.
-    local = folder.is_dir() or not ("://" in path or re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", path))
-    if local and not (folder / "config.json").is_file():
+    if is_local_model(path) and not (Path(path).expanduser() / "config.json").is_file():
         raise ConfigurationError(
             f"actor_rollout_ref.model.path: {path} holds no model (no config.json); {_demo_hint(path)}."
         )
+
+
+def is_local_model(path: str) -> bool:
+    """Whether a model's path is one of this machine; "name" and "owner/name" are otherwise a hub's."""
+    if Path(path).expanduser().is_dir():
+        return True
+    return not ("://" in path or re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", path))
 
 
 def _demo_hint(path: str) -> str:
@@ -51,11 +55,12 @@ def num_slots(config: DictConfig) -> int:
     rollout = config.actor_rollout_ref.rollout
     if not config.actor_rollout_ref.hybrid_engine:
         slots += rollout.nnodes * rollout.n_gpus_per_node
-    if config.keytoken.attribution.placement == "pool" and _needs_passes(config):
+    if config.keytoken.attribution.placement == "pool" and needs_attribution(config):
         slots += config.keytoken.attribution.num_workers
     return int(slots)
 
 
-def _needs_passes(config: DictConfig) -> bool:
+def needs_attribution(config: DictConfig) -> bool:
+    """Whether the run's method needs the passes of an attribution group."""
     method = OmegaConf.to_container(config.keytoken.method, resolve=True)
     return needs_passes(MethodConfig.from_mapping(method))  # type: ignore[arg-type]

@@ -372,6 +372,7 @@ class KeyTokenConfig(Block):
         run_dir: Folder that holds all that the run leaves behind.
         seed: Seeds the order of the data and, with prompt and answer number, every answer's sampling.
         sampling: Keys of :class:`keytoken.data.contract.SamplingContract`, which checks them.
+        doctor: ``short`` makes the quick checks of ``keytoken doctor`` before a run; ``off`` makes none.
     """
 
     method: MethodConfig
@@ -383,3 +384,7 @@ class KeyTokenConfig(Block):
     run_dir: str = "outputs/run"
     seed: int = 1
     sampling: dict = dataclasses.field(default_factory=dict)
+    doctor: Literal["short", "off"] = "short"
+
+    def __post_init__(self) -> None:
+        check_choices(self, ROOT)

@@ -34,7 +34,7 @@ attribution.base_tolerance attribution.check_base attribution.every_steps attrib
 attribution.num_workers
 attribution.pass_timeout_s attribution.placement attribution.shuffle_seed attribution.sync_timeout_s
 diagnostics.every_steps diagnostics.word_classes.color diagnostics.word_classes.direction
-diagnostics.word_classes.event diagnostics.word_classes.number diagnostics.word_classes.shape
+diagnostics.word_classes.event diagnostics.word_classes.number diagnostics.word_classes.shape doctor
 export.enabled export.every_steps export.max_responses
 kernels.head kernels.impl media.cache_gb
 method.advantage_epsilon method.loss.clip_high method.loss.clip_low method.loss.constant_length

@@ -17,10 +17,17 @@ from keytoken.resources import runs_here
 
 MIB = 1 << 20
 SHARED_MEMORY = Path("/dev/shm")
+LEFTOVERS = "psm_*"  # below it: what killed engines leave there
 # One vLLM engine makes message rings of 160 and 240 MiB (seen with vLLM 0.27, VLLM_MQ_MAX_CHUNK_BYTES_MB=16).
 ENGINE_BYTES = 400 * MIB
 # Keys that name a port which nobody looks for a free one of.
 PORT_KEYS = ("ray_kwargs.ray_init.dashboard_port", "transfer_queue.metrics.port")
+
+# A local run beside a cluster that was started on this machine.
+CLUSTER_REMEDY = (
+    "Stop it (`ray stop`), or say what is meant: RAY_ADDRESS=local for a Ray of its own, RAY_ADDRESS=auto to "
+    "join."
+)
 
 
 def check_machine(config: DictConfig) -> None:
@@ -56,8 +63,8 @@ def check_shared_memory(needed: int, folder: Path = SHARED_MEMORY) -> None:
         raise ClusterError(
             f"{folder} has {free / MIB:.0f} MiB free, the run needs {needed / MIB:.0f} MiB (400 for each "
             "rollout engine, and its weight buckets). In a container start it with `docker run "
-            f"--shm-size=8g`; otherwise remove what killed runs left there ({folder}/psm_*), or make it "
-            f"larger: mount -o remount,size=8g {folder}"
+            f"--shm-size=8g`; otherwise remove what killed runs left there ({folder}/{LEFTOVERS}), or make "
+            f"it larger: mount -o remount,size=8g {folder}"
         )
 
 

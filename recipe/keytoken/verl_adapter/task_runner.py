@@ -17,7 +17,7 @@ from keytoken.verl_adapter.compat import (
     run_ppo,
     validate_config,
 )
-from keytoken.verl_adapter.machine import check_machine
+from keytoken.verl_adapter.machine import CLUSTER_REMEDY, check_machine
 from keytoken.verl_adapter.stack import check_stack
 
 
@@ -70,9 +70,8 @@ def run(config: DictConfig) -> None:
         if "existing cluster" not in str(problem):
             raise
         raise ClusterError(
-            "A Ray cluster is running on this machine, and a local run would join it by accident. Stop it "
-            "(`ray stop`), or say what is meant: RAY_ADDRESS=local for a Ray of its own, RAY_ADDRESS=auto "
-            "to join."
+            "A Ray cluster is running on this machine, and a local run would join it by accident. "
+            f"{CLUSTER_REMEDY}"
         ) from problem
 
 

@@ -1,0 +1,200 @@
+"""The data files of a run: rows, media, and whether a sample of the clips decodes."""
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from keytoken.data.cache.store import clip_shape
+from keytoken.data.child import ClipProcess
+from keytoken.data.contract import SamplingContract
+from keytoken.doctor.finding import Finding, Subject, fail, ok, several, skip, warn
+from keytoken.errors import ClipError
+
+NEEDED = ("prompt", "data_source", "reward_model")
+_SHORT_ROWS = 256  # looked at before every run, from the start of a file
+_SAMPLE = 8  # clips that are decoded
+_CLIP_LIMIT_S = 60.0
+_PLACES = {"videos": "<video>", "images": "<image>"}
+
+Row = Mapping[str, Any]
+
+
+def data_rows(subject: Subject) -> Finding:
+    """Every row has what verl and the reward read, and a training step finds enough of them."""
+    counts, others = {}, []
+    for key in ("train_files", "val_files"):
+        total = 0
+        for path in files_of(subject, key):
+            if path.suffix != ".parquet":
+                others.append(path.name)
+                continue
+            try:
+                total += pq.ParquetFile(path).metadata.num_rows
+                reason = next(_faults(read_rows(path, subject.short)), "")
+            except (OSError, pa.ArrowException) as problem:
+                reason = f"no Parquet file that can be read ({str(problem).splitlines()[0][:150]})"
+            if reason:
+                return fail(f"data.{key}: {path}: {reason}", "Write the file again: keytoken data prepare")
+        counts[key] = total
+    batch = subject.run.data.train_batch_size
+    if others:
+        return skip(f"{several(others)}: only Parquet files are looked at")
+    if counts["train_files"] < batch:
+        return fail(
+            f"data.train_files has {counts['train_files']} rows, data.train_batch_size is {batch}",
+            "The loader drops an incomplete batch, so there would be no step. Lower data.train_batch_size.",
+        )
+    seen = f", the first {_SHORT_ROWS} of each file looked at" if subject.short else ""
+    return ok(f"{counts['train_files']:,} rows to train on, {counts['val_files']:,} held out{seen}")
+
+
+def files_of(subject: Subject, key: str) -> list[Path]:
+    """The files of ``data.train_files`` or ``data.val_files``."""
+    value = subject.run.data.get(key)
+    names = [value] if isinstance(value, str) else list(value or [])
+    return [Path(name).expanduser() for name in names if "://" not in name]
+
+
+def read_rows(path: Path, short: bool) -> list[Row]:
+    """All rows of a file, or in the short form the first few."""
+    file = pq.ParquetFile(path)
+    if not short:
+        return list(file.read().to_pylist())
+    batch = next(file.iter_batches(batch_size=_SHORT_ROWS), None)
+    return [] if batch is None else list(batch.to_pylist())
+
+
+def training_rows(subject: Subject) -> Iterator[tuple[Path, Row]]:
+    """Rows of all Parquet files to train on, with their file; files that cannot be read have none."""
+    for path in files_of(subject, "train_files"):
+        if path.suffix == ".parquet":
+            try:
+                rows = read_rows(path, subject.short)
+            except (OSError, pa.ArrowException):  # the check of the rows says so
+                continue
+            yield from ((path, row) for row in rows)
+
+
+def _faults(rows: Sequence[Row]) -> Iterator[str]:
+    if not rows:
+        yield "it has no rows"
+        return
+    missing = [name for name in NEEDED if name not in rows[0]]
+    if missing:
+        yield f"it has no column {' and no column '.join(missing)}"
+        return
+    for number, row in enumerate(rows):
+        if not row["prompt"]:
+            yield f"row {number} has no prompt"
+        elif not str((row["reward_model"] or {}).get("ground_truth") or "").strip():
+            yield f"row {number} has no reward_model.ground_truth"
+        else:
+            yield from _unplaced(number, row)
+
+
+def _unplaced(number: int, row: Row) -> Iterator[str]:
+    """Media without a place in the prompt, and places without media; verl pairs them by order."""
+    contents = [message["content"] for message in row["prompt"]]
+    if not all(isinstance(content, str) for content in contents):
+        return
+    for column, mark in _PLACES.items():
+        places, given = sum(content.count(mark) for content in contents), len(row.get(column) or ())
+        if places != given:
+            yield f"row {number} has {given} {column} and {places} times {mark} in its prompt"
+
+
+def media_files(subject: Subject) -> Finding:
+    """Every clip and image that a row names exists, and no row contradicts the sampling contract."""
+    named = dict.fromkeys(_media(subject))
+    if not named:
+        return skip("no row names a clip or an image")
+    missing = [path for path in named if not Path(path).exists()]
+    words = f"{len(missing)} of {len(named)} clips and images are missing: {several(missing)}"
+    if missing:
+        remedy = "Copy them there, or write the rows again with the right media_root (keytoken data prepare)."
+        if len(missing) == len(named):
+            return fail(words, remedy)
+        return warn(words, f"{remedy} A run would set these rows aside.")
+    contradiction = _contradiction(subject)
+    if contradiction:
+        return fail(contradiction, "Write the rows again, or choose their contract: sampling=NAME")
+    return ok(f"{len(named):,} clips and images are there")
+
+
+def _media(subject: Subject) -> Iterator[str]:
+    video_key = subject.run.data.get("video_key", "videos")
+    for _, row in training_rows(subject):
+        yield from clips_of(row, video_key)
+        yield from _paths(row.get("images"), "image")
+
+
+def clips_of(row: Row, video_key: str) -> list[str]:
+    """Paths of a row's clips."""
+    return _paths(row.get(video_key), "video")
+
+
+def _paths(entries: Any, key: str) -> list[str]:
+    """Local paths of media that a row gives by path or by a mapping; what is elsewhere is not looked at."""
+    given = [entry.get(key) if isinstance(entry, dict) else entry for entry in entries or ()]
+    paths = [path.removeprefix("file://") for path in given if isinstance(path, str)]
+    return [path for path in paths if "://" not in path]
+
+
+def _contradiction(subject: Subject) -> str:
+    wanted = asdict(subject.contract)
+    for path, row in training_rows(subject):
+        for entry in row.get("videos") or ():
+            for name in set(wanted) & set(entry) if isinstance(entry, dict) else ():
+                if entry[name] is not None and entry[name] != wanted[name]:
+                    return (
+                        f"{path}: a row says {name}={entry[name]} for its clip, the run's sampling contract "
+                        f"{name}={wanted[name]}"
+                    )
+    return ""
+
+
+def clip_sample(subject: Subject) -> Finding:
+    """Decode clips from all over the training set, as the run would; each in a child that can be killed."""
+    video_key = subject.run.data.get("video_key", "videos")
+    clips = (path for _, row in training_rows(subject) for path in clips_of(row, video_key))
+    named = list(dict.fromkeys(clips))
+    if not named:
+        return skip("no row names a clip")
+    sample = named[:: max(1, len(named) // _SAMPLE)][:_SAMPLE]
+    shapes, failures = _decode(sample, subject.contract)
+    if failures:
+        words = f"{len(failures)} of {len(sample)} clips cannot be decoded: {failures[0]}"
+        remedy = "Find all of them: keytoken data cache build, or keytoken data prepare with check=decode."
+        return fail(words, remedy) if not shapes else warn(words, f"{remedy} A run would set them aside.")
+    tokens = max(_tokens(shape, subject.contract) for shape in shapes)
+    limit = subject.run.data.max_prompt_length
+    frames, _, height, width = shapes[0]
+    words = f"{len(sample)} clips decode, the first as {frames} frames of {height}x{width}, {tokens} tokens"
+    if tokens > limit:
+        return fail(
+            f"{words} at most; data.max_prompt_length is {limit}",
+            "Raise it, or take fewer frames or pixels (sampling=).",
+        )
+    return ok(words)
+
+
+def _decode(paths: Sequence[str], contract: SamplingContract) -> tuple[list[tuple[int, ...]], list[str]]:
+    shapes: list[tuple[int, ...]] = []
+    failures = []
+    with ClipProcess(functools.partial(clip_shape, contract=contract, root=None), _CLIP_LIMIT_S) as probe:
+        for path in paths:
+            try:
+                shapes.append(probe.run(path))
+            except ClipError as problem:
+                failures.append(str(problem))
+    return shapes, failures
+
+
+def _tokens(shape: Sequence[int], contract: SamplingContract) -> int:
+    tile = contract.patch_size * contract.merge_size
+    return shape[0] // contract.temporal_patch_size * (shape[2] // tile) * (shape[3] // tile)
