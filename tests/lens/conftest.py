@@ -263,12 +263,13 @@ class Browser:
         return [entry["message"] for entry in self.log("browser")]
 
     def requests(self) -> list[str]:
-        """Addresses that were asked for since the last call, without those that the page's policy stopped."""
+        """Addresses of a network asked for since the last call, but for those that the policy stopped."""
         events = [json.loads(entry["message"])["message"] for entry in self.log("performance")]
         failed = [event["params"] for event in events if event["method"] == "Network.loadingFailed"]
         stopped = {params["requestId"] for params in failed if params.get("blockedReason") == "csp"}
         sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
-        return [params["request"]["url"] for params in sent if params["requestId"] not in stopped]
+        urls = [params["request"]["url"] for params in sent if params["requestId"] not in stopped]
+        return [url for url in urls if url.startswith(("http", "ws", "ftp"))]
 
     def close(self) -> None:
         self._call("DELETE", self._session)

@@ -22,6 +22,7 @@ from keytoken.lens.read import read_export
 from keytoken.lens.write import write_lens
 
 RECORDED = Path(__file__).with_name("data") / "step_000001.parquet"
+RECORDED_TOR = RECORDED.with_name("tor_step_000002.parquet")  # another, of method=tor_dapo
 TEXT = "<think> the red square moves left . so the answer is left B .</think>"
 RIGHT, LEFT, ESCAPE = "\ue014", "\ue012", "\ue00c"
 SET_RATIO = """
@@ -64,7 +65,7 @@ def test_a_real_step_opens_and_selects_as_training_did(browser: Any, recorded: P
         expected = np.concatenate([answer.selected[name] for answer in export.answers]).astype(int)
         assert browser.run(MARKS, name) == "".join(map(str, expected))
     assert browser.messages() == []
-    assert [url for url in browser.requests() if not url.startswith(("file:", "data:"))] == []
+    assert browser.requests() == []
 
 
 def test_the_controls_select_as_training_would(
@@ -96,6 +97,20 @@ def test_the_controls_select_as_training_would(
     browser.wait(FRAME)
     trained = compute_token_weights(batch.signals, batch.method)
     assert browser.run(MARKS, "visual") == flat(trained.masks["visual"], batch)
+
+
+def test_ties_of_a_real_step_of_tor_fall_as_they_fell_in_training(browser: Any, tmp_path: Path) -> None:
+    """Exact counts over the whole batch: most truncated entropies are 0, so the draw decides."""
+    export = read_export(RECORDED_TOR)
+    selection = export.about["method"]["selection"]
+    assert (selection["rule"], selection["scope"]) == ("count", "batch")
+    browser.open(write_lens(RECORDED_TOR, out=tmp_path / "lens.html", say=print))
+    for name in ("visual", "entropy"):
+        expected = np.concatenate([answer.selected[name] for answer in export.answers]).astype(int)
+        assert browser.run(MARKS, name) == "".join(map(str, expected))
+    scores = np.concatenate([answer.values["uncertainty"] for answer in export.answers])
+    chosen = np.concatenate([answer.selected["entropy"] for answer in export.answers])
+    assert (scores[chosen] == 0).any() and (scores[~chosen] == 0).any()  # there are ties at the threshold
 
 
 def test_what_is_selected_is_marked_in_the_text(browser: Any, recorded: Path) -> None:
@@ -209,7 +224,7 @@ def test_hostile_answers_run_nothing(
         for tab in range(5):
             browser.run("document.querySelectorAll('#tabs button')[arguments[0]].click()", tab)
     assert browser.run("return window.owned") is None
-    assert [url for url in browser.requests() if not url.startswith(("file:", "data:"))] == []
+    assert browser.requests() == []
     assert browser.messages() == []
     assert (
         browser.run("return document.querySelectorAll('iframe, link, object, embed, #list img').length") == 0
@@ -242,7 +257,7 @@ def test_the_policy_stops_what_slips_through(browser: Any, recorded: Path) -> No
     )
     assert refused == "refused"
     assert browser.run("return window.owned") is None
-    assert [url for url in browser.requests() if url.startswith("http")] == []
+    assert browser.requests() == []
     assert any("Content Security Policy" in message for message in browser.messages())
 
 

@@ -116,6 +116,13 @@ BROKEN: list[tuple[str, Callable[[Path], Any], str]] = [
     ),
     ("export of two steps", lambda path: changed(path, step=[1] * 32 + [2] * 32), "[1, 2]"),
     (
+        "column of another type",
+        lambda path: pq.write_table(
+            pq.read_table(RECORDED).drop_columns("visual").append_column("visual", pa.array([0.5] * 64)), path
+        ),
+        "column visual is of the type double",
+    ),
+    (
         "list of another length than its answer",
         lambda path: changed(path, visual=[[0.5]] * 64),
         "entries of visual",

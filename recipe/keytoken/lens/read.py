@@ -126,6 +126,7 @@ def read_export(file: Path) -> Export:
             f"{file}: not an export of tokens: it has no column {', '.join(absent)}; give a file of a run's "
             "folder tokens"
         )
+    _require_types(file, table)
     about = _about(file, table.schema.metadata or {})
     version = int(about.get("version", 1))
     if version > NEWEST_VERSION:
@@ -148,6 +149,24 @@ def read_export(file: Path) -> Export:
         answers=answers,
         missing=missing,
     )
+
+
+def _require_types(file: Path, table: pa.Table) -> None:
+    """Refuse columns of another type than the export's.
+
+    Raises:
+        DataError: names the column and its type.
+    """
+    numbers = dict.fromkeys(NUMBERS, pa.types.is_floating)
+    flags = dict.fromkeys(("counted", *(f"selected_{name}" for name in SIGNALS)), pa.types.is_boolean)
+    for name, is_right in {**numbers, **flags, "tokens": pa.types.is_string}.items():
+        if name in table.column_names:
+            kind = table.schema.field(name).type
+            if not (pa.types.is_list(kind) and is_right(kind.value_type)):
+                raise DataError(
+                    f"{file}: not an export of tokens: its column {name} is of the type {kind}; give a file "
+                    "that a run wrote"
+                )
 
 
 def _run_folder(file: Path) -> Path:
@@ -261,7 +280,8 @@ def _rows_of(column: pa.ChunkedArray) -> list[np.ndarray | None]:
 def _clips(plain: Mapping[str, Any], row: int) -> tuple[AnyClip, ...] | None:
     if "clips" not in plain:
         return None
-    return tuple(named_clip(entry) for entry in plain["clips"][row] or ())
+    entries = plain["clips"][row] or ()
+    return tuple(named_clip({"video": entry} if isinstance(entry, str) else entry) for entry in entries)
 
 
 def _texts(plain: Mapping[str, Any], row: int) -> tuple[str, ...]:
