@@ -123,7 +123,7 @@ def _decoded(
     if not clips:
         return found
     if jobs is None:
-        jobs = min(len(os.sched_getaffinity(0)), _MOST_JOBS, -(-len(clips) // _CLIPS_FOR_A_CHILD))
+        jobs = min(os.cpu_count() or 1, _MOST_JOBS, -(-len(clips) // _CLIPS_FOR_A_CHILD))
     work = functools.partial(clip_shape, contract=contract, root=cache)
     with clip_processes(work, limit_s, jobs) as submit:
         futures = {submit(clip): clip for clip in clips}
