@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import torch
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
+from keytoken.data.contract import SamplingContract
 from keytoken.demo.batches import Encoder, clip_example
 from keytoken.demo.model import TOKENS_PER_SECOND
 from keytoken.demo.prepare import DemoConfig, prepare
@@ -63,8 +65,8 @@ def evaluate(world: Path, out: Path, **changes: Any) -> list[str]:
     return command("evaluate", *(f"{key}={value}" for key, value in options.items()))
 
 
-def run(words: list[str]) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def run(words: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=LIMIT_S)
 
 
@@ -91,12 +93,12 @@ def answers(path: Path) -> list[str]:
         return sorted(lines)
 
 
-def transformers_answers(world: Path) -> dict[str, str]:
+def transformers_answers(folder: Path, count: int = PROMPTS) -> dict[str, str]:
     """Greedy answers by plain transformers, without an engine, from the clips as they were drawn."""
-    processor = AutoProcessor.from_pretrained(world / "model")
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(world / "model", dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(folder)
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     encoder = Encoder(processor, TOKENS_PER_SECOND)
-    drawn = [split_question("heldout", index, 0) for index in range(PROMPTS)]
+    drawn = [split_question("heldout", index, 0) for index in range(count)]
     examples = [clip_example(question, rng) for question, rng in drawn]
     texts = sample_answers(model, encoder, examples, temperature=0.0)
     return {f"heldout-{index:05d}": text for index, text in enumerate(texts)}
@@ -122,7 +124,7 @@ def test_killed_evaluation_goes_on_and_is_scored(world: Path, tmp_path: Path) ->
     with path.open(encoding="utf-8") as lines:
         rows = [row for row in map(json.loads, lines) if row.get("decoding") == "greedy"]
     given = {row["item_id"]: row["response"] for row in rows if row["control"] == "none"}
-    assert given == transformers_answers(world)
+    assert given == transformers_answers(world / "model")
 
     again = run(evaluate(world, out))  # nothing to ask, so no engine
     assert "are there already" in again.stdout
@@ -148,3 +150,23 @@ def test_killed_evaluation_goes_on_and_is_scored(world: Path, tmp_path: Path) ->
     controls = json.loads((out / "controls.json").read_text())
     shown = PROMPTS - PROMPTS // 7  # one family in seven shows nothing
     assert {one["num_questions"] for one in controls} == {shown}
+
+
+def test_run_folder_is_a_model(straight: Any, launcher: Any, tmp_path: Path) -> None:
+    """Its last checkpoint is joined, sees the run's frames, and answers as transformers has it answer."""
+    count, out = 5, tmp_path / "scores"
+    world = {"KEYTOKEN_DEMO_DIR": str(launcher.demo_dir)}
+    words = {"model": straight.folder, "limit": count, "decoding": "greedy"}
+    other = run(evaluate(launcher.demo_dir, out, **words, sampling="eval_64f"), **world)
+    assert other.returncode == 2
+    assert "max_frames is 64 asked for and 8 in training" in other.stderr
+    done = run(evaluate(launcher.demo_dir, out, **words), **world)
+    assert done.returncode == 0, done.stderr[-3000:]
+    header, *rows = (json.loads(line) for line in (out / FILE_NAME).read_text().splitlines())
+    merged = straight.checkpoint(4) / "merged"
+    assert header["model"] == str(merged)
+    contract = SamplingContract.read(straight.folder / "sampling_contract.json")
+    assert header["sampling"] == asdict(contract) and "sampling_mismatch" not in header
+    assert {(row["control"], row["error"]) for row in rows} == {(control, "") for control in CONTROLS}
+    given = {row["item_id"]: row["response"] for row in rows if row["control"] == "none"}
+    assert given == transformers_answers(merged, count)
