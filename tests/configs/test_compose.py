@@ -63,7 +63,8 @@ actor_rollout_ref.rollout.agent.agent_loop_manager_class actor_rollout_ref.rollo
 actor_rollout_ref.rollout.engine_kwargs.vllm.*
 data.clip_check data.clip_check_jobs data.frame_cache data.quarantine_file data.sampling_contract.*
 reward.reward_kwargs.max_resp_len reward.reward_kwargs.overlong_buffer_cfg.*
-ray_kwargs.ray_init.log_to_driver ray_kwargs.ray_init.num_gpus ray_kwargs.ray_init.runtime_env.env_vars.*
+ray_kwargs.ray_init.include_dashboard ray_kwargs.ray_init.log_to_driver ray_kwargs.ray_init.num_gpus
+ray_kwargs.ray_init.runtime_env.env_vars.*
 trainer.v1.keytoken_separate.* trainer.v1.keytoken_sync
 """
 
