@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import pytest
 import torch
 
 REWARD = Path(__file__).with_name("reward.py")
+TOUR = str(Path(__file__).with_name("tour.py"))
 # Enough for answers of about the right form, most of them wrong.
 TINY_WARM_START = {"text_steps": 20, "clip_steps": 40, "relabel_steps": 5}
 # A start takes about a minute on two idle cores; the bound is for machines that are busy.
@@ -112,6 +113,10 @@ class Launcher:
 
     def run(self, name: str, *overrides: str, **options: Any) -> Run:
         return self.start(name, *overrides, **options).finish()
+
+    def tour(self, name: str, stops: Sequence[str], *overrides: str) -> Run:
+        """One run of several methods, two steps each (``tour.py``)."""
+        return self.run(name, *overrides, program=(TOUR,), environment={"KEYTOKEN_TOUR": ",".join(stops)})
 
 
 @dataclasses.dataclass

@@ -114,24 +114,43 @@ def test_resume_continues_as_if_nothing_had_happened(launcher, straight):
     assert all(torch.equal(last[name], value) for name, value in weights(straight, 4).items())
 
 
-def test_two_actor_ranks_and_two_attribution_ranks(launcher, straight):
-    run = launcher.run(
+@pytest.fixture(scope="module")
+def two_ranks(launcher):
+    """Two steps of Video-KTR, then two of TW-GRPO, on two actor ranks and two attribution ranks."""
+    return launcher.tour(
         "two_ranks",
+        ["video_ktr", "tw_grpo"],
         "trainer.n_gpus_per_node=2",
         "keytoken.attribution.num_workers=2",
-        "trainer.total_training_steps=2",
         "trainer.save_freq=-1",
     )
-    for step in run.metrics():
+
+
+def test_two_actor_ranks_and_two_attribution_ranks(two_ranks, straight):
+    for step in two_ranks.metrics():
         assert step["attribution/base_gap_max"] <= 1e-5
         assert step["training/rollout_actor_probs_pearson_corr"] > 0.999
-    assert_same_answers(straight.tokens(1), run.tokens(1))
+    assert_same_answers(straight.tokens(1), two_ranks.tokens(1))
     for column in SCORES:
-        assert largest_difference(straight.tokens(1), run.tokens(1), column) <= 1e-5
-    for put, got in (media_of(run, 1), media_of(run, 2)):
+        assert largest_difference(straight.tokens(1), two_ranks.tokens(1), column) <= 1e-5
+    for put, got in (media_of(two_ranks, 1), media_of(two_ranks, 2)):
         assert put == 1.0 and 2.0 <= got <= 4.0  # the answers to a prompt may lie in the shares of both ranks
-    one, two = straight.metrics()[0], run.metrics()[0]
+    one, two = straight.metrics()[0], two_ranks.metrics()[0]
     assert two["actor/grad_norm"] == pytest.approx(one["actor/grad_norm"], rel=1e-4)
+
+
+def test_answers_that_are_compared_meet_on_one_of_two_ranks(two_ranks):
+    """TW-GRPO gives all answers to a prompt one weight at a position, if none of them was compared elsewhere.
+
+    The batch is balanced by length, so that answers to a prompt lie in the shares of both ranks.
+    """
+    for step in (3, 4):
+        groups = [group["weight"].tolist() for _, group in two_ranks.tokens(step).groupby("prompt_id")]
+        assert [len(group) for group in groups] == [4] * 4
+        for group in groups:
+            longest = max(group, key=len)
+            assert all(weights == pytest.approx(longest[: len(weights)], rel=1e-5) for weights in group)
+            assert min(longest) == pytest.approx(1.0) and max(longest) > 1.4
 
 
 def test_placement_actor_gives_the_same_scores(launcher, straight):
@@ -155,13 +174,19 @@ def test_placement_actor_gives_the_same_scores(launcher, straight):
     )
 
 
-def test_t_grpo_pays_for_the_order_of_frames(launcher, straight):
+@pytest.fixture(scope="module")
+def order_and_reuse(launcher):
+    """Two steps of T-GRPO, then four of Video-KTR in which the views are scored in every second step."""
+    reuse = "video_ktr keytoken.attribution.every_steps=2"
+    return launcher.tour("order_and_reuse", ["t_grpo", reuse, reuse], "trainer.save_freq=-1")
+
+
+def test_t_grpo_pays_for_the_order_of_frames(order_and_reuse, straight):
     """Two answers to a video prompt see shuffled frames: they decide if right answers earn 0.3, and go."""
-    run = launcher.run("t_grpo", "method=t_grpo", "trainer.total_training_steps=2", "trainer.save_freq=-1")
-    assert_same_answers(straight.tokens(1), run.tokens(1))
+    assert_same_answers(straight.tokens(1), order_and_reuse.tokens(1))
     tokenizer, num_paid = build_tokenizer(), 0
-    for step, metrics in enumerate(run.metrics(), start=1):
-        tokens = run.tokens(step)
+    for step, metrics in enumerate(order_and_reuse.metrics()[:2], start=1):
+        tokens = order_and_reuse.tokens(step)
         texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in tokens["token_ids"]]
         tokens["accuracy"] = [zlib.crc32(text.encode()) % 11 / 10 for text in texts]  # reward.py
         paid, means = 0, []
@@ -182,49 +207,20 @@ def test_t_grpo_pays_for_the_order_of_frames(launcher, straight):
     assert num_paid > 0
 
 
-def test_scores_are_reused_between_the_passes(launcher):
-    """The views are scored in steps 1 and 3; in between a token id scores what it scored on average."""
-    run = launcher.run(
-        "reuse",
-        "keytoken.attribution.every_steps=2",
-        "trainer.total_training_steps=3",
-        "trainer.save_freq=-1",
-    )
-    steps = run.metrics()
-    assert [step["attribution/scored"] for step in steps] == [1.0, 0.0, 1.0]
+def test_scores_are_reused_between_the_passes(order_and_reuse):
+    """The views are scored in steps 3 and 5; in between a token id scores what it scored on average."""
+    steps = order_and_reuse.metrics()
+    assert [step["attribution/scored"] for step in steps[2:]] == [1.0, 0.0, 1.0, 0.0]
     assert all(step["actor/grad_norm"] > 0 for step in steps)
     means: dict[int, list[float]] = {}
-    for row in run.tokens(1).itertuples():
+    for row in order_and_reuse.tokens(3).itertuples():
         if "plus" not in row.prompt:  # texts have no visual score
             for token, score in zip(
                 row.token_ids, np.subtract(row.log_prob, row.log_prob_masked), strict=True
             ):
                 means.setdefault(int(token), []).append(float(score))
-    second = run.tokens(2)
+    second = order_and_reuse.tokens(4)
     assert second["log_prob_masked"].isna().all()  # nothing was measured, and the export does not pretend
     for row in second[~second["prompt"].str.contains("plus")].itertuples():
         expected = [abs(float(np.mean(means.get(int(token), [0.0])))) for token in row.token_ids]
         assert row.visual == pytest.approx(expected, abs=1e-5)
-
-
-def test_answers_that_are_compared_meet_on_one_of_two_ranks(launcher):
-    """TW-GRPO gives all answers to a prompt one weight at a position, if none of them was compared elsewhere.
-
-    Two actor ranks and two attribution ranks: the batch is balanced by length, so that answers to a prompt
-    lie in the shares of both.
-    """
-    run = launcher.run(
-        "compared",
-        "method=tw_grpo",
-        "trainer.n_gpus_per_node=2",
-        "keytoken.attribution.num_workers=2",
-        "trainer.total_training_steps=2",
-        "trainer.save_freq=-1",
-    )
-    for step in (1, 2):
-        groups = [group["weight"].tolist() for _, group in run.tokens(step).groupby("prompt_id")]
-        assert [len(group) for group in groups] == [4] * 4
-        for group in groups:
-            longest = max(group, key=len)
-            assert all(weights == pytest.approx(longest[: len(weights)], rel=1e-5) for weights in group)
-            assert min(longest) == pytest.approx(1.0) and max(longest) > 1.4

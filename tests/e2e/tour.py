@@ -1,9 +1,10 @@
 """A training run that changes its method every second step: all methods on one cluster, one set of pools.
 
-Run as ``keytoken train`` is, with the methods' names in ``KEYTOKEN_TOUR``. What a method sets in the
-``keytoken`` block, and how advantages are normalised, is handed to the running workers as it is at the start
-of a run. What belongs to other processes stays that of the first method: dynamic sampling, penalties of the
-reward, the rollout.
+Run as ``keytoken train`` is, with the stops in ``KEYTOKEN_TOUR``, separated by commas: the name of a method,
+and behind blanks the overrides that hold for it alone. What a method sets in the ``keytoken`` block, and how
+advantages are normalised, is handed to the running workers as it is at the start of a run, before the first
+prompt of a step is sent out. What else belongs to a method is that of Video-KTR, which has a view of each
+kind and a reference policy: dynamic sampling, penalties of the reward, the pools.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from keytoken.validate import validate_run
 from keytoken.verl_adapter import task_runner
 
 STEPS = 2
+POOLS_OF = "video_ktr"
 
 
-def methods_of(names: list[str], overrides: list[str]) -> list[tuple[KeyTokenConfig, bool]]:
-    """The block of each method, and whether it divides advantages by a standard deviation."""
-    runs = [main.load_config([*overrides, f"method={name}"]) for name in names]
+def blocks_of(stops: list[str], overrides: list[str]) -> list[tuple[KeyTokenConfig, bool]]:
+    """The block of each stop, and whether it divides advantages by a standard deviation."""
+    runs = [main.load_config([*overrides, *f"method={stop}".split()]) for stop in stops]
     return [(validate_run(run), bool(run.algorithm.norm_adv_by_std_in_grpo)) for run in runs]
 
 
@@ -39,12 +41,12 @@ def runner_of(tour: list[tuple[KeyTokenConfig, bool]]) -> Any:
             from keytoken.verl_adapter import trainer
 
             class TourTrainer(trainer.SeparateTrainer):
-                def _compute_old_log_prob(self, batch: Any, metrics: dict[str, Any]) -> Any:
+                def _fetch_one_gen_batch(self) -> Any:
                     self._take_up(*tour[(self.global_steps - 1) // STEPS])
-                    return super()._compute_old_log_prob(batch, metrics)
+                    return super()._fetch_one_gen_batch()
 
                 def _take_up(self, keytoken: KeyTokenConfig, by_std: bool) -> None:
-                    if self.keytoken is not keytoken:
+                    if self.keytoken != keytoken:
                         self.keytoken = keytoken
                         with open_dict(self.config):
                             self.config.algorithm.norm_adv_by_std_in_grpo = by_std
@@ -57,6 +59,6 @@ def runner_of(tour: list[tuple[KeyTokenConfig, bool]]) -> Any:
 
 
 if __name__ == "__main__":
-    names, overrides = os.environ["KEYTOKEN_TOUR"].split(","), sys.argv[1:]
-    task_runner.KeyTokenTaskRunner = runner_of(methods_of(names, overrides))
-    main.train([*overrides, f"method={names[0]}", f"trainer.total_training_steps={STEPS * len(names)}"])
+    stops, overrides = os.environ["KEYTOKEN_TOUR"].split(","), sys.argv[1:]
+    task_runner.KeyTokenTaskRunner = runner_of(blocks_of(stops, overrides))
+    main.train([*overrides, f"method={POOLS_OF}", f"trainer.total_training_steps={STEPS * len(stops)}"])
