@@ -24,6 +24,7 @@ from keytoken.attribution.methods import compute_token_weights
 from keytoken.attribution.types import Signals
 from keytoken.data.contract import SamplingContract
 from keytoken.demo.tokenizer import DEMO_CONTRACT, build_tokenizer
+from keytoken.losses.advantage import group_advantages
 from keytoken.schema import ExportConfig, KeyTokenConfig, LossConfig, MethodConfig, SelectionConfig
 from keytoken.verl_adapter import batch as batches
 from keytoken.verl_adapter import export
@@ -58,6 +59,11 @@ class Batch:
         """Write its export by the code of training; returns the file."""
         tokenizer = build_tokenizer()
         rows = {key: number for number, key in enumerate(self.keys)}
+        outcomes = self.signals.outcomes
+        advantages = torch.tensor(self.rewards)
+        if outcomes is not None:
+            epsilon = self.method.advantage_epsilon
+            advantages = group_advantages(outcomes.rewards, self.signals.group, epsilon)
 
         def read(batch: KVBatchMeta, names: Sequence[str]) -> dict[str, list[Any]]:
             chosen = [rows[key] for key in batch.keys]
@@ -66,7 +72,7 @@ class Batch:
                 "prompts": [torch.tensor(tokenizer(self.prompts[row])["input_ids"]) for row in chosen],
                 "responses": [torch.tensor(self.answers[row], dtype=torch.int64) for row in chosen],
                 "rm_scores": [torch.tensor([self.rewards[row]]) for row in chosen],
-                "advantages": [torch.full((len(self.answers[row]),), self.rewards[row]) for row in chosen],
+                "advantages": [advantages[row].expand(len(self.answers[row])) for row in chosen],
                 "raw_prompt": [
                     [{"role": "user", "content": [{"type": "video", "video": self.clips[row]}, *content]}]
                     for row in chosen

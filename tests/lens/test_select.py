@@ -14,12 +14,23 @@ import pytest
 import torch
 
 from keytoken.attribution.methods import compute_token_weights
+from keytoken.attribution.types import Outcomes
 from keytoken.lens import read
+from keytoken.lens.frames import strip_of
+from keytoken.lens.page import payload
 from keytoken_kernels.selection import reference
 
 SCRIPT = Path(read.__file__).with_name("web") / "select.js"
 TEXT = "<think> the red square moves left . so the answer is left B . </think>"
 Node = Callable[..., Any]
+KERNEL = f"const K = require({json.dumps(str(SCRIPT))});"
+# The page's own data and selection, without its elements.
+PAGE = "\n".join(
+    [
+        "globalThis.document = { getElementById: () => ({ textContent: JSON.stringify(given) }) };",
+        *(SCRIPT.with_name(name).read_text() for name in ("select.js", "data.js")),
+    ]
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +39,9 @@ def node() -> Node:
     if program is None:
         pytest.skip("no node here, which runs the page's functions without a browser")
 
-    def run(body: str, given: Any) -> Any:
+    def run(body: str, given: Any, before: str = KERNEL) -> Any:
         code = (
-            f"const K = require({json.dumps(str(SCRIPT))});"
-            "const given = JSON.parse(require('fs').readFileSync(0));"
+            f"const given = JSON.parse(require('fs').readFileSync(0));\n{before}\n"
             f"process.stdout.write(JSON.stringify((() => {{ {body} }})()));"
         )
         done = subprocess.run(
@@ -53,6 +63,37 @@ SELECT = """
   const masks = Object.fromEntries(Object.entries(found.masks).map(([k, v]) => [k, Array.from(v)]));
   return { masks, weights: Array.from(found.weights) };
 """
+
+
+@pytest.mark.parametrize("equal", [False, True], ids=["some groups teach", "no group teaches"])
+@pytest.mark.parametrize("rule", ["quantile", "count"])
+@pytest.mark.parametrize("scope", ["group", "batch"])
+def test_answers_that_teach_nothing_have_no_scores_times_advantage(
+    node: Node,
+    batch_of: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scope: str,
+    rule: str,
+    equal: bool,
+) -> None:
+    """Through the reading of an export by the page: advantages decide which answers take part."""
+    texts = [" ".join([TEXT] * (1 + number % 3)) for number in range(24)]
+    batch = batch_of(texts, scope=scope, rule=rule, advantage_conditioned=True)
+    rewards = torch.tensor(batch.rewards)
+    rewards[(batch.signals.group % 2 == 0) | torch.tensor(equal)] = 1.0
+    signals = dataclasses.replace(batch.signals, outcomes=Outcomes(rewards=rewards))
+    batch = dataclasses.replace(batch, signals=signals)
+    found = read.read_export(batch.write(tmp_path, monkeypatch))
+    body = "const found = Lens.selectRows(0, Lens.settingsOf(0));"
+    body += "return Object.fromEntries(Object.entries(found.masks).map(([k, v]) => [k, Array.from(v)]));"
+    masks = node(body, payload([found], strip_of), PAGE)
+    for name, mask in compute_token_weights(signals, batch.method).masks.items():
+        assert masks[name] == ragged(mask.int(), signals.mask), name
+        assert (sum(masks[name]) == 0) == equal
+    plain = "const settings = { ...Lens.settingsOf(0), sign: 'absolute' };"  # differences know no advantage
+    plain += "return Array.from(Lens.selectRows(0, settings).masks.visual);"
+    assert sum(node(plain, payload([found], strip_of), PAGE)) > 0
 
 
 @pytest.mark.parametrize("grain", [None, 0.5])

@@ -92,14 +92,19 @@ const Lens = { SIGNALS: ["visual", "temporal", "entropy"] };
       groups: rows.map((row) => raw.answers.prompt[row]),
       rowKeys: rows.map((row, i) => raw.answers.rowKey[row] ?? i),
     };
+    // Scores multiplied by advantages exist for answers that teach something only, and differences for all.
+    const conditioned = about.selection && about.selection.advantage_conditioned;
+    const advantages = slice("advantage");
+    const teaches = rows.map((_, i) => !advantages || advantages.subarray(local[i], local[i + 1]).some((a) => a !== 0));
     const signals = [];
     for (const name of about.precedence) {
       if (!settings.on[name]) continue;
       const scores = scoresOf(name, settings.sign, slice);
       if (!scores) continue;
+      const multiplied = conditioned && (settings.sign === "trained" || name === "entropy");
       signals.push({
         name, scores, ratio: settings.ratios[name],
-        applies: rows.map((row) => (raw.answers[name][row] ? 1 : 0)),
+        applies: rows.map((row, i) => (raw.answers[name][row] && (!multiplied || teaches[i]) ? 1 : 0)),
         weight: about.selection ? about.selection[`${name}_weight`] ?? 1 : 1,
       });
     }
