@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from keytoken.data.contract import SamplingContract, resized_shape
 from keytoken.data.decoders.folder import RATE_FILE, RATE_MISSING, frame_files, frame_rate
-from keytoken.data.part import WHOLE, AnyClip, Span, choose_frames, clip_path
+from keytoken.data.part import WHOLE, AnyClip, Part, Span, choose_frames, clip_path
 from keytoken.errors import ClipError, DataError
 
 MediaKind = Literal["video", "image"]
@@ -29,6 +29,8 @@ _STILL_FORMATS = ("image2", "_pipe", "gif", "apng", "webp")
 # What qwen_vl_utils allows an image whose row says nothing, in vision tokens.
 _IMAGE_TOKENS = (4, 16384)
 _QUICK_BYTES = 64 * 1024
+# Part of every Inspection.key: raise it when the same question gets another answer.
+_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,7 @@ class Header:
         num_bytes: Size of the file, or of all frames of a folder.
         quick: :func:`quick_hash`.
         sha256: Of the content; empty unless asked for.
+        decoded_shape: T, C, H, W of what the model sees of a clip that was decoded as well; else empty.
     """
 
     width: int
@@ -59,6 +62,7 @@ class Header:
     num_bytes: int
     quick: str
     sha256: str = ""
+    decoded_shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +83,8 @@ class Inspection:
         states = [file.stat() for file in _files(clip_path(clip))]
         sizes, changed = sum(state.st_size for state in states), max(state.st_mtime_ns for state in states)
         asked = [kind, self.full, self.contract.digest() if self.contract else ""]
-        return json.dumps([str(clip), sizes, changed, len(states), *asked])
+        ends = (clip.start_s, clip.end_s) if isinstance(clip, Part) else WHOLE
+        return json.dumps([_VERSION, str(clip_path(clip)), *ends, sizes, changed, len(states), *asked])
 
 
 def inspect_file(clip: AnyClip, kind: MediaKind, asked: Inspection) -> Header:
@@ -102,7 +107,7 @@ def inspect_file(clip: AnyClip, kind: MediaKind, asked: Inspection) -> Header:
 
 
 def num_vision_tokens(header: Header, kind: MediaKind, contract: SamplingContract, span: Span = WHOLE) -> int:
-    """Vision tokens that a clip, a part of one, or an image becomes, from its header.
+    """Vision tokens that a clip, a part of one, or an image becomes: as decoded, or else from its header.
 
     Raises:
         DataError: A clip without frame rate, or frames that are too elongated for Qwen2-VL.
@@ -115,6 +120,9 @@ def num_vision_tokens(header: Header, kind: MediaKind, contract: SamplingContrac
             header.height, header.width, replace(contract, min_pixels=low, max_pixels=high)
         )
         return (height // tile) * (width // tile)
+    if header.decoded_shape:
+        frames, _, height, width = header.decoded_shape
+        return frames // contract.temporal_patch_size * (height // tile) * (width // tile)
     fps = header.fps
     if header.frames_from == "folder" and not fps:
         if span != WHOLE:

@@ -21,6 +21,7 @@ from keytoken.data.headers import (
     num_vision_tokens,
     quick_hash,
 )
+from keytoken.data.part import Part
 from keytoken.data.prepare.inspection import inspect_all
 from keytoken.errors import ClipError, DataError
 
@@ -186,3 +187,27 @@ def test_decoding_finds_what_a_header_hides(bench: Any, shared_data: Path) -> No
     assert len(bench.prepare("folder", check="headers")) == 2
     assert len(bench.prepare("folder", check="decode", overwrite=True)) == 1
     assert bench.reasons() == [("entry 1", "media unreadable")]
+
+
+def test_a_clip_that_was_decoded_is_counted_by_its_frames(bench: Any, tmp_path: Path, make_clip: Any) -> None:
+    """The header of a cut file states the length that it had. The second run remembers."""
+    content = make_clip(tmp_path / "whole.mkv", 160).read_bytes()
+    cut = bench.media / "cut.mkv"
+    cut.write_bytes(content[: len(content) * 3 // 10])
+    frames, _, height, width = read_clip(cut, CONTRACT).frames.shape
+    true = frames // 2 * (height // 28) * (width // 28)
+    bench.json([{"video": "cut.mkv", "question": "Who?", "answer": "a dog"}])
+    counts = {}
+    for check in ("headers", "decode", "decode"):
+        (row,) = bench.prepare("folder", check=check, overwrite=True)
+        counts[check] = row["extra_info"]["num_vision_tokens"]
+        assert row["extra_info"]["decoded"] == (check == "decode")
+        source = "decoded media" if check == "decode" else "headers"
+        assert f"Counted from {source} under" in (bench.out / "report.md").read_text()
+    assert counts["decode"] == true < counts["headers"]
+
+
+def test_parts_that_print_alike_are_asked_for_apart(clip_folder: Path) -> None:
+    path = str(clip_folder / "one.mp4")
+    parts = (path, Part(path), Part(path, 1234.5671), Part(path, 1234.5673), Part(path, 0.0, 1234.5673))
+    assert len({Inspection().key(part, "video") for part in parts}) == 4  # the first two are one

@@ -3,6 +3,8 @@
 A module of its own, since it brings torch along: a child imports it before its first file, and only if asked.
 """
 
+from dataclasses import replace
+
 from keytoken.data.clips import read_clip
 from keytoken.data.headers import Header, Inspection, MediaKind, inspect_file
 from keytoken.data.part import AnyClip
@@ -11,10 +13,14 @@ from keytoken.data.part import AnyClip
 def decode_file(clip: AnyClip, kind: MediaKind, asked: Inspection) -> Header:
     """Read the header and, of a video, the frames that the contract selects.
 
+    Returns:
+        The header with the shape of these frames, which need not be what it leads to expect.
+
     Raises:
         ClipError: The file is not what it is supposed to be, or cannot be opened or decoded.
     """
     header = inspect_file(clip, kind, asked)
     if kind == "video" and asked.contract is not None:
-        read_clip(clip, asked.contract)
+        shape = tuple(read_clip(clip, asked.contract).frames.shape)
+        header = replace(header, decoded_shape=shape)
     return header

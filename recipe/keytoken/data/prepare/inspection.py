@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -101,7 +101,9 @@ def _remembered(cache: Path | None) -> Mapping[str, Header]:
             for line in lines:
                 try:
                     entry = json.loads(line)
-                    headers[entry["key"]] = Header(**entry["header"])
+                    header = Header(**entry["header"])
+                    # JSON has no tuples.
+                    headers[entry["key"]] = replace(header, decoded_shape=tuple(header.decoded_shape))
                 except (json.JSONDecodeError, TypeError, KeyError):
                     continue
     return headers

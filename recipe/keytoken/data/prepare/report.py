@@ -89,8 +89,9 @@ def as_markdown(facts: Mapping[str, Any]) -> str:
         lines += _histogram(title, facts[title])
     sampling = facts["sampling"]
     if facts["vision tokens of rows"]:
+        source = "decoded media" if facts["check"] == "decode" else "headers"
         lines += [
-            f"Counted from headers under sampling={sampling['preset']} (digest {sampling['digest']}), "
+            f"Counted from {source} under sampling={sampling['preset']} (digest {sampling['digest']}), "
             "without the text. A prompt has these and the tokens of its text; `data.max_prompt_length` "
             "limits both.",
             "",
