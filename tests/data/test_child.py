@@ -57,3 +57,12 @@ def test_a_clip_is_decoded_in_a_fresh_interpreter(tmp_path: Path) -> None:
         assert process.run(str(tmp_path / "clip.mp4")) == (4, 3, 56, 56)
         with pytest.raises(ClipError, match=r"gone\.mp4"):
             process.run(str(tmp_path / "gone.mp4"))
+
+
+def test_a_child_that_ends_while_it_starts_is_no_fault_of_the_clip(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "_START_METHOD", "fork")
+    monkeypatch.setattr(child, "_serve", lambda pipe, work: os._exit(1))
+    with ClipProcess(len, 5.0) as process:
+        for _ in range(2):  # the next clip gets a child of its own
+            with pytest.raises(DataError, match=r"ended while it started.*data\.clip_check_jobs"):
+                process.run("a.mp4")

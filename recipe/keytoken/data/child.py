@@ -35,6 +35,7 @@ class ClipProcess(Generic[AnswerT]):
     def __init__(self, work: Callable[[Any], AnswerT], limit_s: float) -> None:
         self.work = work
         self.limit_s = limit_s
+        self._killed = False
         self._process: Any = None
         self._pipe: multiprocessing.connection.Connection[Any, Any] | None = None
 
@@ -49,6 +50,7 @@ class ClipProcess(Generic[AnswerT]):
 
         Raises:
             ClipError: The child crashed, or the limit was exceeded.
+            DataError: The child did not start.
             KeyTokenError: What the function raised.
         """
         pipe = self._start()
@@ -61,6 +63,9 @@ class ClipProcess(Generic[AnswerT]):
             raise ClipError(
                 f"clip {path}: the decoder crashed; re-encode the clip or drop it from the dataset"
             ) from end
+        except BaseException:  # interrupted: the answer would be taken for that of the next clip
+            self.stop()
+            raise
         if not answered:
             self.stop()
             raise ClipError(
@@ -72,8 +77,10 @@ class ClipProcess(Generic[AnswerT]):
         return result
 
     def kill(self) -> None:
-        """End the child from another thread; the one that waits for it sees a crash."""
-        if (process := self._process) is not None:
+        """End the child for good from another thread, also while it starts; who waits for it sees a crash."""
+        self._killed = True
+        process = self._process
+        if process is not None and process.is_alive():
             process.kill()
 
     def stop(self) -> None:
@@ -91,11 +98,23 @@ class ClipProcess(Generic[AnswerT]):
             self._process = context.Process(target=_serve, args=(child_end, self.work), daemon=True)
             self._process.start()
             child_end.close()
-            if not self._pipe.poll(_START_LIMIT_S):
-                self.stop()
-                raise DataError(f"the clip decoder did not start within {_START_LIMIT_S:g} s")
-            self._pipe.recv()
+            if self._killed:  # while it had no process that could have been
+                self._process.kill()
+            self._wait_until_ready(self._pipe)
         return self._pipe
+
+    def _wait_until_ready(self, pipe: "multiprocessing.connection.Connection[Any, Any]") -> None:
+        try:
+            ready = pipe.poll(_START_LIMIT_S) and pipe.recv()
+        except (EOFError, ConnectionResetError) as end:
+            self.stop()
+            raise DataError(
+                "the process that decodes clips ended while it started; its last words are above. Often "
+                "there is too little memory: decode fewer clips at once (data.clip_check_jobs, jobs=)"
+            ) from end
+        if not ready:
+            self.stop()
+            raise DataError(f"the process that decodes clips did not start within {_START_LIMIT_S:g} s")
 
 
 @contextmanager
@@ -115,11 +134,14 @@ def clip_processes(
     """
     own = threading.local()
     children: list[ClipProcess[AnswerT]] = []
+    left = threading.Event()
 
     def run(clip: AnyClip) -> AnswerT | ClipError:
         if not hasattr(own, "child"):
             own.child = ClipProcess(work, limit_s)
             children.append(own.child)
+            if left.is_set():  # perhaps before this child could be seen
+                own.child.kill()
         try:
             answer: AnswerT = own.child.run(clip)
         except ClipError as problem:
@@ -132,6 +154,7 @@ def clip_processes(
         finally:
             # Left early, nobody waits for the clips that are being decoded.
             pool.shutdown(wait=False, cancel_futures=True)
+            left.set()
             for child in children:
                 child.kill()
     for child in children:
