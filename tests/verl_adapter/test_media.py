@@ -26,6 +26,8 @@ from keytoken.verl_adapter.compat import ReplayBuffer, extract_multi_modal_input
 from keytoken.verl_adapter.media import MediaReference, PixelCache, PromptMedia
 from keytoken.workers.rows import rows_of
 
+pytestmark = pytest.mark.e2e  # starts Ray
+
 
 @pytest.fixture(scope="module")
 def queue() -> Iterator[None]:
@@ -186,6 +188,14 @@ def test_media_go_with_their_prompt(empty: None) -> None:
     buffer._clear_groups("train", {kept[0]})  # verl's way to drop a group: filtered, stale or failed
     assert media.clear_finished() == bytes_of(made)
     assert stored() == {kept[1]}
+
+
+def test_a_step_may_end_while_pixels_are_put(empty: None) -> None:
+    """TransferQueue lists a key before its values are there, and its tag comes after them."""
+    register("a")
+    tq.get_client().kv_retrieve_meta(["a"], media.PARTITION, create=True)
+    assert media.clear_finished() == 0
+    assert list(tq.kv_list(media.PARTITION)[media.PARTITION]) == ["a"]
 
 
 def test_verl_filters_a_group_without_signal(empty: None) -> None:

@@ -161,7 +161,8 @@ def clear_finished() -> int:
     finished = [prompt for prompt in stored if prompt not in listed]
     if finished:
         tq.kv_clear(keys=finished, partition_id=PARTITION)
-    return sum(tag["bytes"] for prompt, tag in stored.items() if prompt in listed)
+    # A key is there before its pixels, and gets its tag after them.
+    return sum(tag.get("bytes", 0) for prompt, tag in stored.items() if prompt in listed)
 
 
 def _fetch(prompt: str, names: tuple[str, ...]) -> Pixels:
