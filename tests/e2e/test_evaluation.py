@@ -22,7 +22,7 @@ from keytoken.demo.batches import Encoder, clip_example
 from keytoken.demo.model import TOKENS_PER_SECOND
 from keytoken.demo.prepare import DemoConfig, prepare
 from keytoken.demo.rows import split_question
-from keytoken.demo.sampling import sample_answers
+from keytoken.demo.sampling import MAX_NEW_TOKENS, sample_answers
 from keytoken.demo.warm_start import WarmStartConfig
 from keytoken.evaluation.store import FILE_NAME
 from keytoken.verl_adapter.shims.hooks import on_cpu
@@ -156,7 +156,8 @@ def test_run_folder_is_a_model(straight: Any, launcher: Any, tmp_path: Path) -> 
     """Its last checkpoint is joined, sees the run's frames, and answers as transformers has it answer."""
     count, out = 5, tmp_path / "scores"
     world = {"KEYTOKEN_DEMO_DIR": str(launcher.demo_dir)}
-    words = {"model": straight.folder, "limit": count, "decoding": "greedy"}
+    # transformers_answers stops where the answers of the warm start do
+    words = {"model": straight.folder, "limit": count, "decoding": "greedy", "max_tokens": MAX_NEW_TOKENS}
     other = run(evaluate(launcher.demo_dir, out, **words, sampling="eval_64f"), **world)
     assert other.returncode == 2
     assert "max_frames is 64 asked for and 8 in training" in other.stderr
