@@ -125,3 +125,10 @@ def test_a_changed_contract_is_an_error(checkpoint: Path) -> None:
     file.write_text(file.read_text().replace('"max_frames": 16', '"max_frames": 32'))
     with pytest.raises(DataError, match="digest"):
         frames_of(options(checkpoint), "eval_64f", checkpoint)
+
+
+@pytest.mark.parametrize("folder", ["merged", "joined", "actor/huggingface"])
+def test_any_folder_of_a_checkpoint_has_its_frames(checkpoint: Path, folder: str) -> None:
+    model = checkpoint.parent / folder
+    model.mkdir(parents=True, exist_ok=True)
+    assert frames_of(options(model), "eval_64f", model).contract == TRAINED

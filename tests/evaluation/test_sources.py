@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ from keytoken.demo.rows import question_row, split_question
 from keytoken.demo.tokenizer import DEMO_CONTRACT
 from keytoken.errors import ConfigurationError, DataError
 from keytoken.evaluation.options import EvaluateOptions
-from keytoken.evaluation.sources import HELDOUT, demo_world, question_text, read_source
+from keytoken.evaluation.sources import HELDOUT, demo_world, question_text, questions_digest, read_source
 from keytoken.scoring.benchmarks import get_benchmark
 from keytoken.scoring.items import Item
 
@@ -115,3 +116,23 @@ def test_styles_of_a_question() -> None:
     )
     with pytest.raises(ConfigurationError, match="Did you mean 'reasoning'"):
         question_text(DEMO, item, "reasonin")
+
+
+def test_questions_are_told_from_others() -> None:
+    """By what is asked, in full; neither by the key nor by how many of them are."""
+    item = Item(benchmark="mmvu", item_id="1", question="Which?", answer="A", kind="multiple choice")
+    asked = dataclasses.replace(item, options=("a", "b"), video="1.mp4")
+    digest = questions_digest([asked])
+    changes = ({"question": "What?"}, {"options": ("a", "c")}, {"video": "2.mp4"}, {"span": (0.0, 1.0)})
+    others = {questions_digest([dataclasses.replace(asked, **change)]) for change in changes}
+    assert len(others | {digest}) == 1 + len(changes)
+    assert questions_digest([dataclasses.replace(asked, answer="B")]) == digest
+
+
+def test_a_limit_asks_less_of_the_same_questions(world: Path) -> None:
+    sources = [
+        read_source(DEMO, EvaluateOptions(benchmark="demo", model=str(world / "model"), limit=limit))
+        for limit in (None, 3)
+    ]
+    assert [len(source.items) for source in sources] == [14, 3]
+    assert sources[0].digest == sources[1].digest != ""

@@ -4,6 +4,7 @@
 measures the change of frames as well, without any other sign of it.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,8 +60,7 @@ def frames_of(options: EvaluateOptions, usual: str, model: Path) -> Frames:
 
 
 def _trained_by(model: Path) -> Path | None:
-    """The contract beside a model; one that was joined from a checkpoint lies in the checkpoint's folder."""
-    from keytoken.verl_adapter.merge import MERGED  # slow: imports torch
-
-    folders = [model, model.parent] if model.name == MERGED else [model]
-    return next((file for folder in folders if (file := folder / CONTRACT_FILE).is_file()), None)
+    """The contract beside a model, or that of the checkpoint in whose folder it lies."""
+    step = (folder for folder in model.absolute().parents if re.fullmatch(r"global_step_\d+", folder.name))
+    files = [folder / CONTRACT_FILE for folder in (model, *step)]
+    return next((file for file in files if file.is_file()), None)

@@ -162,6 +162,7 @@ def _header(
         "keytoken": "predictions",
         "version": VERSION,
         "benchmark": options.benchmark,
+        "questions_digest": source.digest,
         "model": str(model),
         "model_digest": model_digest(model),
         "sampling": asdict(frames.contract),

@@ -1,5 +1,7 @@
 """Where the questions of an evaluation come from, and what else follows from the benchmark."""
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import environ
 from pathlib import Path
@@ -25,12 +27,14 @@ class Source:
         media_root: Folder of their media; None for questions without any.
         style: Style of the prompt.
         max_tokens: Longest answer.
+        digest: What tells these questions from others, whatever ``limit`` leaves of them.
     """
 
     items: list[Item]
     media_root: Path | None
     style: str
     max_tokens: int
+    digest: str = ""
 
 
 def read_source(benchmark: Benchmark, options: EvaluateOptions) -> Source:
@@ -51,7 +55,8 @@ def read_source(benchmark: Benchmark, options: EvaluateOptions) -> Source:
             f"benchmark={benchmark.name}: give questions=FILE, the official question file of "
             f"{benchmark.source}"
         )
-    items = benchmark.read(files)[: options.limit]
+    questions = benchmark.read(files)
+    items = questions[: options.limit]
     if root is None and any(item.video or item.images for item in items) and set(options.control) != {"text"}:
         raise ConfigurationError(
             f"benchmark={benchmark.name}: its questions are about videos; give media_root=FOLDER, where they "
@@ -64,7 +69,14 @@ def read_source(benchmark: Benchmark, options: EvaluateOptions) -> Source:
         root,
         options.style or (OFFICIAL if is_demo else "reasoning"),
         options.max_tokens or (DEMO_MAX_TOKENS if is_demo else MAX_TOKENS),
+        questions_digest(questions),
     )
+
+
+def questions_digest(items: Sequence[Item]) -> str:
+    """A digest of what answers depend on, which the key is not: it may be corrected, and they scored anew."""
+    asked = [(i.item_id, i.question, i.options, i.kind, i.task, i.video, i.images, i.span) for i in items]
+    return hashlib.sha256(repr(asked).encode()).hexdigest()[:16]
 
 
 def question_text(benchmark: Benchmark, item: Item, style: str) -> str:

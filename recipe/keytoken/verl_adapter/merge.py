@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
+from keytoken.data.contract import CONTRACT_FILE
 from keytoken.errors import ConfigurationError, DataError
 
 MERGED = "merged"
@@ -64,6 +65,9 @@ def merge(actor: Path, target: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(hugging_face, partial)
     model.save_pretrained(partial, state_dict=weights)
+    contract = actor.parent / CONTRACT_FILE
+    if contract.is_file():  # so that the folder still says what it was trained on when it is moved
+        shutil.copy(contract, partial)
     partial.rename(target)
 
 
@@ -114,6 +118,6 @@ def _join(name: str, pieces: list[Any], actor: Path) -> Tensor:
         return first._local_tensor
     raise ConfigurationError(
         f"{actor}: {name} is distributed as {placements}, which is not joined here. Join it by verl, `python "
-        f"-m verl.model_merger merge --backend fsdp --local_dir {actor} --target_dir FOLDER`, then give "
-        "model=FOLDER"
+        f"-m verl.model_merger merge --backend fsdp --local_dir {actor} --target_dir FOLDER`, copy "
+        f"{actor.parent / CONTRACT_FILE} into it, then give model=FOLDER"
     )
