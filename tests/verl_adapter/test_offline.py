@@ -157,11 +157,11 @@ def test_question_about_a_part_of_a_video_shows_that_part(
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_clip_that_takes_too_long_is_an_error(
-    cached: bool, tiny_model: Path, clip: Path, tmp_path: Path
-) -> None:
+def test_clip_that_takes_too_long_is_an_error(cached: bool, tiny_model: Path, tmp_path: Path) -> None:
     """A second clip is read all the same, and is that of a reader without a limit."""
-    messages = conversation("", [clip])
+    slow = tmp_path / "slow.mp4"  # enough to decode for the limit to be over whenever it is looked at
+    write_clip(slow, np.random.default_rng(0).integers(0, 256, (300, 112, 112, 3), dtype=np.uint8))
+    messages = conversation("", [slow])
     data = {"sampling_contract": CONTRACT, "frame_cache": str(tmp_path / "cache") if cached else None}
     hurried = PromptMaker(tiny_model, {**data, "clip_limit_s": 1e-6})
     with pytest.raises(ClipError, match="not decoded within"):
