@@ -10,6 +10,7 @@ is not for imports.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -129,7 +130,9 @@ def num_vision_tokens(header: Header, kind: MediaKind, contract: SamplingContrac
             raise DataError(RATE_MISSING)
         fps = contract.fps  # as it is read
     seconds = 1 / fps if fps else 0.0  # choosing refuses a clip without a rate
-    times = [number * seconds for number in range(header.num_frames)]
+    # Of a whole clip the number of frames counts alone, and a broken header may state any.
+    count = range(header.num_frames)
+    times: Sequence[float] = count if span == WHOLE else [number * seconds for number in count]
     frames = len(choose_frames(times, fps, contract, span).numbers)
     height, width = resized_shape(header.height, header.width, contract)
     return frames // contract.temporal_patch_size * (height // tile) * (width // tile)

@@ -115,6 +115,24 @@ def test_a_killed_run_leaves_nothing_under_the_name(bench: Any, function: str, b
     assert digests(bench.out) == first
 
 
+def test_a_dataset_that_cannot_be_replaced_stays(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old one is out of the way already when the new one cannot be given its name."""
+    bench.json([{"video": "one.mp4", "question": "Who?", "answer": "a dog"}])
+    bench.prepare("folder")
+    first, genuine = digests(bench.out), Path.rename
+
+    def rename(path: Path, target: Path) -> Path:
+        if ".partial-" in path.name:
+            raise OSError(5, "Input/output error")
+        return genuine(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(DataError, match="cannot be written"):
+        bench.prepare("folder", overwrite=True)
+    assert digests(bench.out) == first
+    assert [path.name for path in bench.tmp_path.iterdir() if path.name.startswith(".out")] == []
+
+
 def test_an_interrupt_while_reading_headers_ends_soon_and_keeps_what_was_read(bench: Any) -> None:
     os.mkfifo(bench.tmp_path / "trap")
     code = (

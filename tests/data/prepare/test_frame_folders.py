@@ -84,14 +84,18 @@ def test_folders_that_are_no_clips_are_set_aside(bench: Any, tmp_path: Path) -> 
     Image.new("RGB", (80, 60)).save(secret)
     (leak / "frame_3.png").unlink()
     (leak / "frame_3.png").symlink_to(secret)
+    rate = write_frames(bench.media / "rate", None)
+    (tmp_path / "secret.txt").write_text("25")
+    (rate / "fps.txt").symlink_to(tmp_path / "secret.txt")
     (bench.media / "bare").mkdir()
-    names = ("one.mp4", "bare", "leak", "fast", "mixed")
+    names = ("one.mp4", "bare", "leak", "rate", "fast", "mixed")
     bench.csv(("video", "question", "answer"), *((name, "Who?", "a dog") for name in names))
     (row,) = bench.prepare("folder", check="decode")
     assert row["extra_info"]["media"] == "one.mp4"
     found = {entry.path: (entry.reason, entry.detail) for entry in bench.ledger.quarantined}
     assert found["bare"][0] == "media is no file" and "no images" in found["bare"][1]
     assert found["leak"][0] == "path outside media_root" and str(secret) in found["leak"][1]
+    assert found["rate"][0] == "path outside media_root" and "secret.txt" in found["rate"][1]
     assert found["fast"][0] == "media unreadable" and "fps.txt says 'fast'" in found["fast"][1]
     assert found["mixed"][0] == "media unreadable" and "frame_8.png has 64x64" in found["mixed"][1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable
@@ -67,6 +68,12 @@ def test_a_clip_of_one_pixel_row_has_no_size_for_the_model() -> None:
     header = Header(4000, 8, 10, 5.0, 2.0, "header", "h264", 1, "")
     with pytest.raises(DataError, match="too elongated"):
         num_vision_tokens(header, "video", CONTRACT)
+
+
+def test_an_absurd_length_is_counted_at_once() -> None:
+    header = Header(64, 48, 10**15, 5.0, 2e14, "header", "h264", 1, "")
+    few = num_vision_tokens(dataclasses.replace(header, num_frames=1000), "video", CONTRACT)
+    assert num_vision_tokens(header, "video", CONTRACT) == few > 0
 
 
 BAD = {
@@ -149,6 +156,15 @@ def test_a_changed_file_is_read_again(clip_folder: Path, tmp_path: Path, make_cl
         found = inspect_all([(path, "video")], Inspection(), jobs=1, limit_s=60, cache=cache)
         lengths.append(found[path, "video"].num_frames)
     assert lengths == [8, 12]
+
+
+def test_a_file_that_goes_away_meanwhile_costs_itself(clip_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "no frames").mkdir()  # any more
+    bad = [(tmp_path / "gone.mp4", "video"), (tmp_path / "no frames", "video")]
+    files = [*bad, (clip_folder / "one.mp4", "video")]
+    found = inspect_all(files, Inspection(), jobs=1, limit_s=60)
+    assert all("cannot be opened any more" in found[file] for file in bad)
+    assert isinstance(found[files[2]], Header)
 
 
 def test_hashes(clip_folder: Path, tmp_path: Path) -> None:

@@ -32,6 +32,13 @@ def test_one_file_under_two_paths_is_one_file(bench: Any) -> None:
     assert prepared(bench, {}, {"video": "deep/../one.mp4"}, {"video": "alias.mp4"}) == ["entry 0"]
 
 
+def test_a_part_that_is_the_whole_clip_is_the_clip(bench: Any) -> None:
+    assert prepared(bench, {}, {"start": 0}, {"start": 0.0, "answer": "A"}, {"end": 0.5}) == [
+        "entry 0",
+        "entry 3",
+    ]
+
+
 def test_options_in_another_order_are_no_copy_and_no_contradiction(bench: Any) -> None:
     """The right letter moves with its text."""
     assert prepared(bench, {}, {"options": ["blue", "red"], "answer": "B"}) == ["entry 0", "entry 1"]

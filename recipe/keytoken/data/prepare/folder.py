@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from math import inf
 
 from keytoken.data.headers import MediaKind
-from keytoken.data.part import Span
+from keytoken.data.part import WHOLE, Span
 from keytoken.data.prepare.converters import Converter, Values, answer_text, option_texts, optional_text
 from keytoken.data.prepare.samples import Draft, RowProblem
 from keytoken.errors import DataError
@@ -118,10 +118,11 @@ def _span(row: Values, kind: MediaKind) -> Span | None:
     if kind == "image":
         raise RowProblem("part of an image", "start and end are seconds of a video; leave them out")
     try:
-        return float(given["start"] or 0.0), float(given["end"] or inf)
+        span = float(given["start"] or 0.0), float(given["end"] or inf)
     except ValueError as error:
         what = f"start {given['start']!r}, end {given['end']!r}; write seconds, such as 12.5"
         raise RowProblem("part unreadable", what) from error
+    return None if span == WHOLE else span
 
 
 def _options(row: Values) -> tuple[str, ...]:

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from keytoken.data.child import ClipProcess
 from keytoken.data.headers import Header, Inspection, MediaKind, inspect_file
-from keytoken.data.part import AnyClip
-from keytoken.errors import ClipError
+from keytoken.data.part import AnyClip, clip_path
+from keytoken.errors import ClipError, DataError
 
 
 def inspect_all(
@@ -43,10 +43,16 @@ def inspect_all(
         The header of each file, or why there is none, in the order of ``files``.
     """
     known = _remembered(cache)
-    keys = {file: asked.key(*file) for file in files}
-    found: dict[tuple[AnyClip, MediaKind], Header | str] = {
-        file: known[key] for file, key in keys.items() if key in known
-    }
+    keys: dict[tuple[AnyClip, MediaKind], str] = {}
+    found: dict[tuple[AnyClip, MediaKind], Header | str] = {}
+    for file in files:
+        try:
+            keys[file] = asked.key(*file)
+        except (OSError, DataError) as problem:  # gone since it was located
+            found[file] = f"{clip_path(file[0])} cannot be opened any more ({problem}); see where it went"
+        else:
+            if keys[file] in known:
+                found[file] = known[keys[file]]
     unknown = [file for file in files if file not in found]
     with _children(asked, limit_s) as call, _notebook(cache) as remember, ThreadPoolExecutor(jobs) as pool:
         futures: dict[Future[Header | str], tuple[AnyClip, MediaKind]] = {

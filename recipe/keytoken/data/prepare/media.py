@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from keytoken.data.decoders.folder import frame_files
+from keytoken.data.decoders.folder import RATE_FILE, frame_files
 from keytoken.data.prepare.samples import Draft, RowProblem
 from keytoken.errors import DataError
 
@@ -67,17 +67,17 @@ def locate(draft: Draft, root: Path) -> Path:
 
 
 def _check_frames(folder: Path, root: Path) -> None:
-    """Whether a folder has frames, all below the root."""
+    """Whether a folder has frames, all below the root as is their rate."""
     try:
         frames = frame_files(folder)
     except (DataError, OSError) as problem:
         raise RowProblem(
             "media is no file", f"{folder} is a folder and none of frames: {problem}; name a video file"
         ) from problem
-    for frame in frames:
-        if frame.is_symlink() and not frame.resolve().is_relative_to(root):
+    for file in [*frames, folder / RATE_FILE]:
+        if file.is_symlink() and not file.resolve().is_relative_to(root):
             raise RowProblem(
                 "path outside media_root",
-                f"{frame} is a link to {frame.resolve()}, outside {root}; copy the file or point media_root "
+                f"{file} is a link to {file.resolve()}, outside {root}; copy the file or point media_root "
                 "at its folder",
             )

@@ -116,7 +116,12 @@ def _new_folder(target: Path, replace: bool) -> Iterator[Path]:
         old = target.with_name(f".{target.name}.old-{os.getpid()}")
         if replace and target.exists():
             target.rename(old)
-        partial.rename(target)
+        try:
+            partial.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
         _sync(target.parent)
         shutil.rmtree(old, ignore_errors=True)
     except BaseException:
