@@ -6,6 +6,7 @@ The names of the cases are the rows of the table in the documentation.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import struct
 import zlib
@@ -252,6 +253,23 @@ def test_a_clip_cut_short_is_shown_as_far_as_it_goes_and_says_so(
     assert 12 < clip.num_source_frames < 60 and f"{clip.num_source_frames}" in clip.note
     assert clip.frame_indices[-1] == clip.num_source_frames - 1
     assert read_clip(path, own_size).note == clip.note
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.mkv", "libx264"), ("a.webm", "libvpx"), ("a.flv", "libx264")]
+)
+def test_a_cut_clip_without_a_list_of_frames_says_so(numbered: Numbered, name: str, codec: str) -> None:
+    """Matroska and Flash state a duration alone: 60 frames, five a second."""
+    path = numbered(name, codec, rate=5, g="5")
+    assert read_clip(path, CONTRACT).note == ""
+    clip = read_clip(cut(path, 0.5), CONTRACT)
+    assert 10 < clip.num_source_frames < 55
+    found = re.search(r"states (\S+) s and holds (\S+) s", clip.note)
+    assert found is not None
+    seconds = [
+        float(number) for number in found.groups()
+    ]  # Flash counts from the first packet, 0.4 s earlier
+    assert seconds == pytest.approx([12.0, (clip.num_source_frames - 1) / 5], abs=0.7)
 
 
 def test_a_recording_that_begins_between_keyframes_starts_at_the_first(numbered: Numbered) -> None:

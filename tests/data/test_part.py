@@ -118,6 +118,35 @@ def test_a_variable_rate_is_cut_by_true_times(decoder: str, numbered: Numbered, 
     assert read_numbers(part.frames.permute(0, 2, 3, 1)) == list(part.frame_indices)
 
 
+def test_a_part_at_a_variable_rate_has_its_own_rate(decoder: str, numbered: Numbered) -> None:
+    """30 frames a second for two seconds, then one: the file's average says nothing about either."""
+    times = [
+        round(number * 1000 / 30) if number < 60 else 2000 + (number - 60) * 1000 for number in range(90)
+    ]
+    path = str(numbered("a.mp4", times_ms=times, num_frames=90, x264_params=X264))
+    contract = SamplingContract(fps=2.0, min_frames=4, max_frames=16, **OWN_SIZE)
+    whole, fast, slow = (
+        read_clip(clip, named(contract, decoder)) for clip in (path, Part(path, 0, 1.99), Part(path, 10, 29))
+    )
+    assert whole.fps < 4
+    assert (len(fast.frame_indices), fast.num_source_frames) == (4, 60)
+    assert fast.sampled_fps == pytest.approx(2.0, rel=0.01)
+    assert fast.metadata()["duration"] == pytest.approx(2.0, rel=0.01)
+    assert (len(slow.frame_indices), slow.num_source_frames) == (16, 20)
+    assert slow.sampled_fps == pytest.approx(16 / 20, rel=0.01)
+    assert slow.metadata()["duration"] == pytest.approx(20.0, rel=0.01)
+
+
+def test_rounded_times_are_no_rate_of_their_own() -> None:
+    """Times in whole milliseconds, as Matroska has them, two frames of 23.976 a second: 41 or 42 ms."""
+    fps = 24000 / 1001
+    times = [round(number / fps, 3) for number in range(240)]
+    for first in range(0, 200, 7):
+        for count in (1, 2, 3, 30):
+            span = (times[first], times[first + count - 1] + 0.01)
+            assert choose_frames(times, fps, FEW, span).fps == fps
+
+
 BAD = {
     "a part that ends before it starts": ((2.0, 1.0), "from 2 s to 1 s"),
     "a part without length": ((1.0, 1.0), "from 1 s to 1 s"),

@@ -34,7 +34,7 @@ class Clip:
         frames: uint8 RGB [T, C, H, W], resized by the contract.
         timestamps_s: Time of each frame in seconds from the first frame of the file, [T].
         frame_indices: Number of each frame in the file, [T].
-        fps: Average frame rate of the file.
+        fps: Average frame rate of the file, or of the part that was read, where that is another.
         num_source_frames: Frames in the file, or in the part of it that was read.
         decoder: Who read it: a name of :data:`keytoken.data.decoders.DECODERS`, "folder" or "image".
         path: The file or folder.

@@ -6,11 +6,12 @@ with either end left out, if wanted.
 The rule is that of qwen_vl_utils: the part has all frames from the first one at or after the start to the
 last one at or before the end, frames are chosen from them as from a clip of their number, and their times
 and numbers stay those of the whole file. Qwen2.5-VL sees no start: its positions follow from the distance
-between frames alone, which comes from the frames of the part and the file's rate.
+between frames alone, which comes from the frames of the part and their rate.
 
 Departures: frames are found by their own times and not by number and average rate, which is the same at a
-constant rate and right at a variable one. A part with one frame is shown as a still and not refused. An end
-beyond the clip is taken for the clip's end, as there, and noted in :attr:`keytoken.data.clips.Clip.note`.
+constant rate and right at a variable one, where a part also has a rate of its own. A part with one frame is
+shown as a still and not refused. An end beyond the clip is taken for the clip's end, as there, and noted in
+:attr:`keytoken.data.clips.Clip.note`.
 """
 
 import os
@@ -25,6 +26,7 @@ from keytoken.data.contract import SamplingContract, select_frames
 from keytoken.errors import ClipError, DataError
 
 _ROUNDING_S = 0.5e-3  # of times in files that count milliseconds
+_SAME_RATE = 0.01  # a part that is so close to the file's rate has that rate
 
 Span: TypeAlias = tuple[float, float]  # from and to, seconds from the first frame
 WHOLE: Span = (0.0, inf)
@@ -49,8 +51,8 @@ class Part:
     end_s: float = inf
 
     def __str__(self) -> str:
-        end = "its end" if self.end_s == inf else f"{self.end_s:g} s"
-        return f"{self.path} ({self.start_s:g} s to {end})"
+        start, end = (f"{second:.3f}".rstrip("0").rstrip(".") for second in (self.start_s, self.end_s))
+        return f"{self.path} ({start} s to {'its end' if self.end_s == inf else f'{end} s'})"
 
 
 AnyClip: TypeAlias = str | os.PathLike[str] | Part
@@ -62,11 +64,13 @@ class Chosen(NamedTuple):
     Attributes:
         numbers: Their numbers in the file.
         num_frames: Frames they were chosen from.
+        fps: Average rate of these; the file's, but where the part's differs from it.
         note: What is odd about the part; mostly empty.
     """
 
     numbers: list[int]
     num_frames: int
+    fps: float
     note: str
 
 
@@ -133,7 +137,7 @@ def choose_frames(times_s: Sequence[float], fps: float, contract: SamplingContra
         SpanError: No frame lies in the part.
     """
     if span == WHOLE or not fps > 0:  # refused there
-        return Chosen(select_frames(len(times_s), fps, contract), len(times_s), "")
+        return Chosen(select_frames(len(times_s), fps, contract), len(times_s), fps, "")
     start, end = span
     first = bisect_left(times_s, start - _ROUNDING_S)
     after = bisect_right(times_s, end + _ROUNDING_S)
@@ -146,8 +150,17 @@ def choose_frames(times_s: Sequence[float], fps: float, contract: SamplingContra
             f"no frame lies between {start:g} s and {end:g} s; the nearest ones are at "
             f"{times_s[first - 1]:.3f} s and {times_s[first]:.3f} s"
         )
-    numbers = select_frames(after - first, fps, contract, first=first)
+    own_fps = _own_rate(times_s[after - 1] - times_s[first], after - first, fps)
+    numbers = select_frames(after - first, own_fps, contract, first=first)
     clip_end = times_s[-1] + 1 / fps
     late = end > clip_end + _ROUNDING_S and end != inf
     note = f"the part asked for ends at {end:g} s, the clip at {clip_end:.2f} s" if late else ""
-    return Chosen(numbers, after - first, note)
+    return Chosen(numbers, after - first, own_fps, note)
+
+
+def _own_rate(seconds: float, num_frames: int, fps: float) -> float:
+    """Average rate of so many frames, the first and the last so far apart, or ``fps`` but for rounding."""
+    expected = (num_frames - 1) / fps
+    if abs(seconds - expected) <= max(_SAME_RATE * expected, 2 * _ROUNDING_S):
+        return fps
+    return (num_frames - 1) / seconds

@@ -24,6 +24,7 @@ from keytoken.data.cache import upkeep
 from keytoken.data.cache.build import find_clips
 from keytoken.data.cache.store import FrameCache, add_clip
 from keytoken.data.contract import SamplingContract
+from keytoken.data.part import Part
 from keytoken.demo.render import write_clip
 from keytoken.errors import DataError
 
@@ -121,6 +122,8 @@ def sources(tmp_path: Path) -> Path:
     (tmp_path / "empty.txt").write_text("\n")
     (tmp_path / "rows.json").write_text("[]")
     (tmp_path / "bare").mkdir()
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "frames" / "0.png").touch()
     return tmp_path
 
 
@@ -132,6 +135,7 @@ WRONG_SOURCES = {
     "text named parquet": ("text.parquet", "cannot be read as Parquet"),
     "empty list": ("empty.txt", "has no clips"),
     "empty folder": ("bare", "has no clips"),
+    "folder of frames": ("frames", "a folder of frames is named by a row of a dataset or a line of a .txt"),
     "another kind of file": ("rows.json", "is of no known kind"),
 }
 
@@ -204,6 +208,30 @@ def test_a_clip_that_hangs_costs_its_limit_and_is_listed(
     assert list(built.failures) == paths[:1]
     assert "not decoded within 5 s" in built.failures[paths[0]]
     assert (built.num_stored, built.num_present) == (1, 1)
+
+
+def test_parts_that_print_alike_fail_apart(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child, "_START_METHOD", "fork")
+    parts = [Part(str(clips / "0.mp4"), 1234.5671 + number / 1e5) for number in range(2)]
+    assert str(parts[0]) == str(parts[1]) == f"{clips}/0.mp4 (1234.567 s to its end)"
+    built = cache_build.build(parts, DEMO, tmp_path / "cache", jobs=1, limit_s=60.0)
+    assert list(built.failures) == parts
+    cache_build.write_failures(tmp_path / "list.jsonl", built.failures)
+    assert [json.loads(line)["path"] for line in (tmp_path / "list.jsonl").open()] == [*map(str, parts)]
+
+
+def test_a_row_that_names_no_clip_is_named(tmp_path: Path) -> None:
+    rows = [{"videos": ["a.mp4"]}, {"videos": ["b.mp4"]}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "good.parquet")
+    assert find_clips([str(tmp_path / "good.parquet")]) == ["a.mp4", "b.mp4"]
+    bad = pa.table(
+        {"videos": [[{"video": "a.mp4", "video_start": None}], [{"video": "b", "video_start": "2"}]]}
+    )
+    pq.write_table(bad, tmp_path / "bad.parquet")
+    with pytest.raises(DataError, match=r"bad\.parquet: row 1: column 'videos': clip b: video_start"):
+        find_clips([str(tmp_path / "bad.parquet")])
 
 
 @pytest.mark.timeout(60)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from keytoken.data.cache.store import add_clip
 from keytoken.data.child import clip_processes
 from keytoken.data.contract import SamplingContract
+from keytoken.data.decoders import image
 from keytoken.data.part import Part
 from keytoken.data.quarantine import named_clips
 from keytoken.errors import ClipError, DataError
@@ -39,7 +40,7 @@ class Built:
     num_stored: int = 0
     num_present: int = 0
     num_bytes: int = 0
-    failures: dict[str, str] = field(default_factory=dict)
+    failures: dict[str | Part, str] = field(default_factory=dict)
 
 
 def find_clips(sources: Sequence[str], video_key: str = "videos") -> list[str | Part]:
@@ -57,7 +58,7 @@ def find_clips(sources: Sequence[str], video_key: str = "videos") -> list[str | 
     for source in sources:
         clips = list(_clips_of(Path(source).expanduser(), video_key))
         if not clips:
-            raise DataError(f"{source}: has no clips; {_KINDS}")
+            raise DataError(f"{source}: has no clips; {_hint(Path(source).expanduser())}{_KINDS}")
         found.update(dict.fromkeys(clips))
     return list(found)
 
@@ -85,25 +86,32 @@ def build(
         for future in tqdm(finished, total=len(clips), desc="caching clips", unit="clip", mininterval=1.0):
             outcome = future.result()
             if isinstance(outcome, ClipError):
-                built.failures[str(futures[future])] = str(outcome)
+                built.failures[futures[future]] = str(outcome)
             else:
                 built.num_stored += outcome > 0
                 built.num_present += outcome == 0
                 built.num_bytes += outcome
-    built.failures = {name: built.failures[name] for name in map(str, clips) if name in built.failures}
+    built.failures = {clip: built.failures[clip] for clip in clips if clip in built.failures}
     return built
 
 
-def write_failures(target: Path, failures: dict[str, str]) -> None:
+def write_failures(target: Path, failures: dict[str | Part, str]) -> None:
     """List the clips that cannot be read, one JSON object a line, replacing an earlier list."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    lines = (json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in failures.items())
+    lines = (json.dumps({"path": str(clip), "reason": reason}) + "\n" for clip, reason in failures.items())
     partial.write_text("".join(lines), encoding="utf-8")
     partial.replace(target)
 
 
 _KINDS = "give a .parquet dataset, a .txt list of paths, a folder of clips, or a clip"
+
+
+def _hint(source: Path) -> str:
+    """What to do with a folder that is itself a clip."""
+    if not (source.is_dir() and any(file.suffix.lower() in image.SUFFIXES for file in source.iterdir())):
+        return ""
+    return "a folder of frames is named by a row of a dataset or a line of a .txt list; "
 
 
 def _clips_of(source: Path, video_key: str) -> Iterator[str | Part]:
@@ -130,8 +138,13 @@ def _clips_of_dataset(source: Path, video_key: str) -> Iterator[str | Part]:
                 f"{source}: has no column {video_key!r} but {', '.join(file.schema_arrow.names)}; "
                 "set video_key=NAME"
             )
+        number = 0
         for batch in file.iter_batches(columns=[video_key]):
             for row in batch.to_pylist():
-                yield from named_clips(row, video_key)
+                try:
+                    yield from named_clips(row, video_key)
+                except DataError as problem:
+                    raise DataError(f"{source}: row {number}: {problem}") from problem
+                number += 1
     except (OSError, pa.ArrowException) as problem:
         raise DataError(f"{source}: cannot be read as Parquet ({problem}); write it again") from problem

@@ -30,7 +30,7 @@ from keytoken.data.contract import SamplingContract
 from keytoken.errors import DataError
 
 # Raise it when the layout changes, or when read_clip gives other frames for the same file and contract.
-VERSION = 1
+VERSION = 2  # 2: the rate of a part at a variable rate, and the note on a cut Matroska file
 PARTIAL_SUFFIX = ".partial"  # of a file that is being written
 
 _MAGIC = b"KTFRAMES"

@@ -28,7 +28,7 @@ class Decoded:
         frames: uint8 RGB [T, H, W, C], upright.
         indices: Number of each frame in order of presentation, [T].
         timestamps_s: Time of each frame in seconds from the first frame of the file, [T].
-        fps: Average frame rate of the file.
+        fps: Average frame rate of the file, or of the part of it, where that is another.
         num_source_frames: Frames in the file, or in the part of it that was asked for.
         note: What the user should know about the file, such as that it was cut short; mostly empty.
     """

@@ -41,7 +41,7 @@ def decode(folder: Path, contract: SamplingContract, span: Span = WHOLE) -> Deco
         raise DecoderError(RATE_MISSING)
     fps = rate or contract.fps
     times = [number / fps for number in range(len(files))]
-    numbers, count, note = choose_frames(times, fps, contract, span)
+    numbers, count, fps, note = choose_frames(times, fps, contract, span)
     loaded = {number: image.load_rgb(files[number]) for number in sorted(set(numbers))}
     first = files[numbers[0]].name
     for number, frame in loaded.items():

@@ -31,7 +31,7 @@ def decode(path: Path, contract: SamplingContract, span: Span = WHOLE) -> Decode
         raise DecoderError(f"not an image that can be read ({error})") from error
     times = np.cumsum([0.0, *durations])
     fps = len(frames) / float(times[-1]) if len(frames) > 1 else contract.fps
-    numbers, count, note = choose_frames(times[:-1].tolist(), fps, contract, span)
+    numbers, count, fps, note = choose_frames(times[:-1].tolist(), fps, contract, span)
     seconds = [float(times[number]) for number in numbers]
     return Decoded(np.stack([frames[number] for number in numbers]), numbers, seconds, fps, count, note)
 

@@ -3,13 +3,14 @@
 Every decoder counts frames in its own way, and so frame 100 of one is not always frame 100 of another. Here
 the count is made once: packets sorted by presentation time, without those that an edit list leaves out. It
 costs reading the file, no decoding. Selection goes by the number of a frame and the average rate, the rule of
-qwen_vl_utils also for a variable rate; the times are the true ones.
+qwen_vl_utils also for a variable rate; the times are the true ones. A part has a rate of its own there.
 
 Files without usable presentation times, all AVI files among them, are counted by decoding them; their frames
 are known by their order alone. Files that list frames which do not come out are counted again by decoding: if
 only the first or the last ones are missing (a file that was cut short, a recording that begins in the middle
-of a group of pictures), the others are its frames and a note says so. Damage in between makes the clip
-unusable, if a frame that is shown depends on it; other frames are not looked at.
+of a group of pictures), the others are its frames and a note says so. So it does where a file states a much
+longer duration than its frames have, the only sign of a cut in Matroska and Flash. Damage in between makes
+the clip unusable, if a frame that is shown depends on it; other frames are not looked at.
 """
 
 from collections.abc import Iterator
@@ -24,6 +25,10 @@ from keytoken.data.decoders.base import DecoderError
 from keytoken.data.part import WHOLE, Chosen, Span, choose_frames
 
 _WITHOUT_TIMES = {"avi"}  # FFmpeg guesses times for its packets, wrongly where frames are reordered
+# In the header; of other files FFmpeg guesses it from what is there.
+_STATE_DURATION = {"matroska,webm", "flv", "asf"}
+# Less than this at the end is no sign of a cut: the last frame's duration, or sound that goes on a moment.
+_LEAST_MISSING_S, _LEAST_MISSING = 1.0, 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +103,7 @@ def index_clip(path: Path) -> ClipIndex:
         listed = stream.index_entries
         last = listed[len(listed) - 1] if declared and len(listed) else None
         cut = last is not None and last.pos + last.size > path.stat().st_size
+        stated_s = (container.duration or 0) / 1_000_000 if name in _STATE_DURATION else 0.0
         times, keyframes = [], []
         for packet in container.demux(stream):
             if packet.size and not packet.is_discard:
@@ -112,8 +118,22 @@ def index_clip(path: Path) -> ClipIndex:
         index = ClipIndex((), 1 / Fraction(rate), float(rate), (), name, by_order=True)
         return count_frames(path, index)
     note = f"the file was cut short: of {declared} frames it holds {len(times)}" if cut else ""
+    pts = tuple(sorted(times))
     return ClipIndex(
-        tuple(sorted(times)), base, float(rate), tuple(sorted(keyframes)), name, by_order=False, note=note
+        pts, base, float(rate), tuple(sorted(keyframes)), name, note=note or _missing_end(stated_s, pts, base)
+    )
+
+
+def _missing_end(stated_s: float, pts: tuple[int, ...], base: Fraction) -> str:
+    """A note if a file that lists no frames holds much less than its header states.
+
+    The header's duration is that of the longest stream, so sound may outlast the frames of a whole file.
+    """
+    held_s = float(max(pts[-1], pts[-1] - pts[0]) * base)
+    if stated_s - held_s <= max(_LEAST_MISSING_S, _LEAST_MISSING * stated_s):
+        return ""
+    return (
+        f"the file was cut short, or ends in sound alone: it states {stated_s:.1f} s and holds {held_s:.1f} s"
     )
 
 

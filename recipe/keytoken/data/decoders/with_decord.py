@@ -31,7 +31,7 @@ def decode(path: Path, contract: SamplingContract, span: Span = WHOLE) -> Decode
     index = index_clip(path)
     if index.container not in _ORDERLY or index.by_order:
         raise DecoderError(f"decord returns frames of {index.container} files in another order")
-    numbers, count, note = index.choose(contract, span)
+    numbers, count, fps, note = index.choose(contract, span)
     decord.logging.set_level(decord.logging.QUIET)
     try:
         # RuntimeError: what VideoReader raises for a file that it cannot even open.
@@ -51,7 +51,7 @@ def decode(path: Path, contract: SamplingContract, span: Span = WHOLE) -> Decode
     except (decord.DECORDError, DECORDLimitReachedError, RuntimeError, StopIteration) as error:
         raise DecoderError(_last_line(error)) from error
     frames = np.stack([kept[number] for number in numbers])
-    return Decoded(frames, numbers, index.seconds(numbers), index.fps, count, note)
+    return Decoded(frames, numbers, index.seconds(numbers), fps, count, note)
 
 
 def _last_line(error: Exception) -> str:

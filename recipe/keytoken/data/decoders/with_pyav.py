@@ -21,16 +21,16 @@ def decode(path: Path, contract: SamplingContract, span: Span = WHOLE) -> Decode
         SpanError: the part has no frames.
     """
     index = index_clip(path)
-    numbers, count, note = index.choose(contract, span)
+    numbers, count, fps, note = index.choose(contract, span)
     frames = _fetch(path, [index.pts[number] for number in numbers], index)
     if frames is None:
         # The file is damaged, or a keyframe is none: see which frames come out from the first one on.
         index = count_frames(path, index)
-        numbers, count, note = index.choose(contract, span)
+        numbers, count, fps, note = index.choose(contract, span)
         frames = _fetch(path, [index.pts[number] for number in numbers], index)
     if frames is None:
         raise DecoderError("decoding the file twice gave different frames")
-    return Decoded(frames, numbers, index.seconds(numbers), index.fps, count, note)
+    return Decoded(frames, numbers, index.seconds(numbers), fps, count, note)
 
 
 def _fetch(path: Path, times: list[int], index: ClipIndex) -> np.ndarray | None:

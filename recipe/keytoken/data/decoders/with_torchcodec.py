@@ -27,7 +27,7 @@ def decode(path: Path, contract: SamplingContract, span: Span = WHOLE) -> Decode
     index = index_clip(path)
     if index.by_order:
         raise DecoderError("the file has no presentation times to find its frames by")
-    numbers, count, note = index.choose(contract, span)
+    numbers, count, fps, note = index.choose(contract, span)
     try:
         reader = video_decoder(str(path), dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
         batch = reader.get_frames_at(numbers)
@@ -37,7 +37,7 @@ def decode(path: Path, contract: SamplingContract, span: Span = WHOLE) -> Decode
     distance = max(abs(a - b) for a, b in zip(batch.pts_seconds.tolist(), expected, strict=True))
     if not distance < 0.5 / index.fps:
         raise DecoderError(f"torchcodec returned a frame that is {distance:.3f} s from the one asked for")
-    return Decoded(batch.data.numpy(), numbers, index.seconds(numbers), index.fps, count, note)
+    return Decoded(batch.data.numpy(), numbers, index.seconds(numbers), fps, count, note)
 
 
 @cache
