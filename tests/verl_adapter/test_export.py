@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -146,6 +147,27 @@ def test_it_reads_back_in_one_line(
         assert row.log_prob_shuffled is None and row.temporal is None and row.selected_temporal is None
     assert table["tokens"][2][0].strip() == "<answer>"
     assert "red" in table["prompt"][2]
+
+
+@pytest.mark.usefixtures("data")
+def test_a_disk_that_refuses_the_file_does_not_end_the_run(
+    tmp_path: Path,
+    signals: Signals,
+    method: MethodConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def full(table: Any, target: Path) -> None:
+        target.write_bytes(b"PAR1")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(export.pq, "write_table", full)
+    batch = KVBatchMeta(partition_id="train", keys=KEYS, tags=[{}] * 3)
+    assert (
+        export.maybe_write(trainer(tmp_path), batch, signals, compute_token_weights(signals, method)) is None
+    )
+    assert list((tmp_path / "tokens").iterdir()) == []  # and its part takes no room
+    assert "step_000004.parquet" in caplog.text and "No space left" in caplog.text
 
 
 @pytest.mark.parametrize(("step", "keys"), [(3, {}), (4, {"enabled": False})])

@@ -30,6 +30,7 @@ and the clip's number it gives the order of the shuffled frames,
 
 import dataclasses
 import json
+import logging
 import numbers
 import os
 from collections import Counter
@@ -45,6 +46,7 @@ from keytoken.attribution.types import Signals, TokenWeights
 from keytoken.data.part import entry_of, named_clip
 from keytoken.verl_adapter import batch as batches
 
+logger = logging.getLogger(__name__)
 VERSION = 2
 METADATA_KEY = b"keytoken"
 STORED = ("prompts", "responses", "rm_scores", "advantages", "raw_prompt", "extra_fields")
@@ -52,6 +54,8 @@ STORED = ("prompts", "responses", "rm_scores", "advantages", "raw_prompt", "extr
 
 def maybe_write(trainer: Any, batch: KVBatchMeta, signals: Signals, result: TokenWeights) -> Path | None:
     """Write this step's export if it is due; returns the file.
+
+    A file that cannot be written, such as on a full disk, is a warning: training goes on without it.
 
     Args:
         trainer: the running trainer, for its step, tokenizer, contract and configuration.
@@ -82,14 +86,30 @@ def maybe_write(trainer: Any, batch: KVBatchMeta, signals: Signals, result: Toke
         for place, (key, index) in enumerate(zip(kept.keys, order, strict=True))
     ]
     about = json.dumps(_about(trainer, signals, len(real)))
-    folder = Path(trainer.keytoken.run_dir) / "tokens"
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"step_{step:06d}.parquet"
-    partial = target.with_suffix(".partial")
-    schema = SCHEMA.with_metadata({METADATA_KEY: about.encode()})
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial)
-    os.replace(partial, target)
+    target = Path(trainer.keytoken.run_dir) / "tokens" / f"step_{step:06d}.parquet"
+    table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata({METADATA_KEY: about.encode()}))
+    try:
+        _write(table, target)
+    except OSError as problem:
+        logger.warning(
+            "%s: the tokens of step %d are not exported (%s); the run goes on. Make room on the disk, or set "
+            "keytoken.export.max_responses or every_steps to write less.",
+            *(target, step, problem),
+        )
+        return None
     return target
+
+
+def _write(table: pa.Table, target: Path) -> None:
+    """Whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(".partial")
+    try:
+        pq.write_table(table, partial)
+        os.replace(partial, target)
+    except OSError:
+        partial.unlink(missing_ok=True)  # what there is of it takes the room that is short
+        raise
 
 
 _NUMBERS = pa.list_(pa.float32())
