@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,15 @@ from PIL import Image
 from keytoken.attribution.views.base import Clip, ViewContext, VisionFormat
 from keytoken.attribution.views.shuffled import shuffled
 from keytoken.attribution.views.tubelets import tubelets
+from keytoken.data import child
 from keytoken.data.clips import read_clip
+from keytoken.data.contract import SamplingContract
+from keytoken.data.decoders import AUTO, DECODERS, Decoded
+from keytoken.data.part import Span
 from keytoken.demo.render import draw_clip, write_clip
 from keytoken.demo.rows import split_question
 from keytoken.demo.tokenizer import DEMO_CONTRACT, build_processor, build_tokenizer
+from keytoken.lens import frames as lens_frames
 from keytoken.lens.frames import MAX_FRAMES, strip_of
 
 ABOUT = {"shuffle_seed": 5, "sampling": {"fps": 2.0, "min_frames": 4, "max_frames": 8}}
@@ -58,6 +64,26 @@ def test_the_order_is_that_of_the_view(clip: Path, view: str, make: object) -> N
         Clip(patches=pixels, grid=grid, prompt_key="0000003-00001/0", answer_key="", context=context)
     )  # type: ignore[operator]
     torch.testing.assert_close(viewed, patches(frames[list(strip.order)])[0])
+
+
+def test_no_order_is_shown_that_training_never_made(clip: Path) -> None:
+    about = {"shuffle_seed": 5, "sampling": {**ABOUT["sampling"], **PIXELS}}
+    strip = strip_of(str(clip), "p", 0, about, viewed=False)
+    assert strip.order is None and len(strip.frames) == 8 and strip.note == ""
+
+
+def hanging(path: Path, contract: SamplingContract, span: Span) -> Decoded:
+    time.sleep(600)
+    raise AssertionError
+
+
+def test_a_decoder_that_hangs_costs_the_frames_only(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "_START_METHOD", "fork")  # only so a child has this decoder
+    for name in AUTO:
+        monkeypatch.setitem(DECODERS, name, hanging)
+    monkeypatch.setattr(lens_frames, "LIMIT_S", 0.5)
+    strip = strip_of(str(clip), "p", 0, {"shuffle_seed": 0, "sampling": {"fps": 7.0, **PIXELS}})
+    assert strip.frames == () and "not decoded within 0.5 s" in strip.note
 
 
 def test_frames_are_the_clips_own(clip: Path) -> None:

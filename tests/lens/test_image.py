@@ -45,6 +45,20 @@ def test_an_answer_is_found_by_name_or_place() -> None:
         find_answer(export, "nobody/0")
 
 
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    target = tmp_path / "file" / "answer.png"
+    for words in (["--image"], []):
+        assert main(["lens", str(RECORDED), *words, "--out", str(target)]) == 2
+        assert f"{target}: cannot be written" in capsys.readouterr().err
+
+
+def test_a_picture_is_a_png_by_any_name(tmp_path: Path) -> None:
+    export = read_export(RECORDED)
+    target = write_image(export, export.answers[0], tmp_path / "answer.v1")
+    assert Image.open(target).format == "PNG"
+
+
 def test_lines_hold_every_token_once() -> None:
     texts = ("<think>", " a" * 30, " b" * 40, "\n", "c\n\nd", "$x$", "\u202e", "e" * 300)
     lines = lines_of(texts)

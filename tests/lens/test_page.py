@@ -122,13 +122,16 @@ def test_clips_that_are_gone_are_named() -> None:
 def test_every_prompt_has_its_own_frames() -> None:
     asked: list[tuple[Any, ...]] = []
 
-    def strip(clip: Any, prompt_id: str, number: int, about: Any) -> Strip:
-        asked.append((clip, prompt_id, number, about["shuffle_seed"]))
+    def strip(clip: Any, prompt_id: str, number: int, about: Any, viewed: bool) -> Strip:
+        asked.append((clip, prompt_id, number, about["shuffle_seed"], viewed))
         return Strip(path=str(clip), frames=("data:,",), times=(0.0,))
 
     export = read_export(RECORDED)
+    still = next(a.prompt_id for a in export.answers if a.clips)  # say that training had no view of this one
+    for answer in export.answers:
+        answer.applies["temporal"] = answer.prompt_id != still
     data = payload([export], strip)
-    expected = {(a.clips[0], a.prompt_id, 0, 0) for a in export.answers if a.clips}
+    expected = {(a.clips[0], a.prompt_id, 0, 0, a.prompt_id != still) for a in export.answers if a.clips}
     assert sorted(asked) == sorted(expected)
     for row, answer in enumerate(export.answers):
         prompt = data["prompts"][data["answers"]["prompt"][row]]

@@ -14,7 +14,8 @@ import pytest
 
 from keytoken.cli import _name_lens, main
 from keytoken.errors import DataError
-from keytoken.lens.page import question_of
+from keytoken.lens.frames import Strip
+from keytoken.lens.page import payload, question_of
 from keytoken.lens.read import find_files, read_export
 from keytoken.lens.write import read_other, read_source, write_lens
 
@@ -184,6 +185,37 @@ def test_a_long_run_is_shown_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyP
     said: list[str] = []
     assert [export.step for export in read_source(tmp_path, None, said.append)] == [1, 4, 7, 10]
     assert "4 of 10 steps" in said[0]
+
+
+def test_a_page_has_a_bound_of_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in range(1, 11):
+        changed(tmp_path / "tokens" / f"step_{step:06d}.parquet", step=[step] * 64)
+    size = sum(len(answer.texts) for answer in read_export(RECORDED).answers)
+    monkeypatch.setattr("keytoken.lens.write.MAX_TOKENS", 4 * size)
+    said: list[str] = []
+    assert [export.step for export in read_source(tmp_path, None, said.append)] == [1, 4, 7, 10]
+    assert f"{10 * size} tokens" in said[0]
+
+
+def test_a_file_that_pandas_wrote_again_opens(tmp_path: Path) -> None:
+    """It turns whole numbers with gaps into floats with NaN."""
+    rows = pq.read_table(RECORDED)
+    for name in ("group_size", "row_key", "accuracy", "reward"):
+        values = [None, float("nan"), *rows[name].to_pylist()[2:]]
+        rows = rows.set_column(
+            rows.column_names.index(name), name, pa.array(values, pa.float64(), from_pandas=False)
+        )
+    pq.write_table(rows, tmp_path / "step_000001.parquet")
+    found, page = read_export(tmp_path / "step_000001.parquet"), tmp_path / "lens.html"
+    assert write_lens(tmp_path, say=print) == page
+    answers, originals = found.answers, read_export(RECORDED).answers
+    for answer in answers[:2]:
+        assert (answer.group_size, answer.row_key, answer.accuracy) == (None, None, None)
+        assert np.isnan(answer.reward)
+    assert isinstance(answers[2].row_key, int)
+    assert [a.row_key for a in answers[2:]] == [a.row_key for a in originals[2:]]
+    data = payload([found], lambda *_: Strip(path=""))["answers"]
+    assert data["right"][:2] == data["reward"][:2] == [None, None] and None not in data["right"][2:]
 
 
 def test_roles_are_not_part_of_a_question() -> None:

@@ -96,6 +96,21 @@ def test_answers_that_teach_nothing_have_no_scores_times_advantage(
     assert sum(node(plain, payload([found], strip_of), PAGE)) > 0
 
 
+def test_both_sides_of_a_comparison_have_their_own_settings(
+    node: Node, batch_of: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = [batch_of([TEXT] * 4, seed=seed, visual_ratio=0.1 + 0.3 * seed) for seed in (0, 1)]
+    found = [read.read_export(b.write(tmp_path / str(i), monkeypatch)) for i, b in enumerate(batches)]
+    body = "Lens.state.compare = 1; Lens.state.settings = Lens.settingsOf(0); Lens.reselect();"
+    body += "const before = Array.from(Lens.masks.visual); Lens.state.settings.ratios.visual = 0.2;"
+    body += "Lens.reselect(); return [before, Array.from(Lens.masks.visual)];"
+    before, moved = node(body, payload(found, strip_of), PAGE)
+    expected = [compute_token_weights(b.signals, b.method).masks["visual"][b.signals.mask] for b in batches]
+    assert before == torch.cat(expected).int().tolist()
+    half = len(moved) // 2
+    assert sum(moved[:half]) == sum(moved[half:]) > 0  # one control for both
+
+
 @pytest.mark.parametrize("grain", [None, 0.5])
 @pytest.mark.parametrize("rule", ["quantile", "count"])
 @pytest.mark.parametrize("scope", ["response", "group", "batch"])

@@ -11,14 +11,15 @@ from PIL import Image
 from torch import Tensor
 
 from keytoken.attribution.views.frames import changing_order
-from keytoken.data.clips import read_clip
 from keytoken.data.contract import SamplingContract
 from keytoken.data.part import AnyClip
+from keytoken.data.timed import read_clip_within
 from keytoken.errors import KeyTokenError
 
 HEIGHT = 96  # pixels of a frame in the page; smaller ones stay as they are
 MAX_FRAMES = 16  # shown of one clip
 JPEG_QUALITY = 82
+LIMIT_S = 60.0  # for reading one clip; a decoder that hangs costs its frames, not the page
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +43,9 @@ class Strip:
     note: str = ""
 
 
-def strip_of(clip: AnyClip, prompt_id: str, number: int, about: Mapping[str, Any]) -> Strip:
+def strip_of(
+    clip: AnyClip, prompt_id: str, number: int, about: Mapping[str, Any], viewed: bool = True
+) -> Strip:
     """Read a clip as training did; a clip that cannot be read gives a strip that says why.
 
     Args:
@@ -50,23 +53,25 @@ def strip_of(clip: AnyClip, prompt_id: str, number: int, about: Mapping[str, Any
         prompt_id: The prompt; with the clip's number it names the draw of the order.
         number: The clip's number within the prompt.
         about: Of the export: ``sampling``, ``shuffle_seed`` and ``method``.
+        viewed: Whether training made the temporal view of the prompt; without it no order was ever shown.
     """
     name, sampling = str(clip), about.get("sampling")
     if sampling is None:
         return Strip(path=name, note="The export does not say how clips became frames.")
     try:
-        seen = read_clip(clip, SamplingContract.from_mapping(sampling))
+        seen = read_clip_within(clip, SamplingContract.from_mapping(sampling), LIMIT_S)
     except KeyTokenError as problem:
         return Strip(path=name, note=f"No frames: {problem}")
     view = ((about.get("method") or {}).get("view") or {}).get("temporal", "shuffled")
     seed = about.get("shuffle_seed")
     order = None
-    if seed is not None and view in ORDERS:
+    if viewed and seed is not None and view in ORDERS:
         order = ORDERS[view](seen.frames, int(seed), f"{prompt_id}/{number}")
     shown, note = list(range(len(seen.frames))), seen.note
     if len(shown) > MAX_FRAMES:
         shown = [round(i * (len(shown) - 1) / (MAX_FRAMES - 1)) for i in range(MAX_FRAMES)]
-        note = f"{MAX_FRAMES} of {len(seen.frames)} frames are shown, without the order of the view. {note}"
+        without = ", without the order of the view" if viewed else ""
+        note = f"{MAX_FRAMES} of {len(seen.frames)} frames are shown{without}. {note}"
         order = None
     return Strip(
         path=name,

@@ -14,6 +14,7 @@ from keytoken.errors import DataError
 from keytoken.lens.frames import Strip, strip_of
 from keytoken.lens.page import question_of
 from keytoken.lens.read import SIGNALS, Answer, Export
+from keytoken.lens.write import writing
 
 MAX_TOKENS = 600
 COLUMNS = 134  # characters of a line
@@ -42,10 +43,14 @@ def find_answer(export: Export, name: str | None) -> Answer:
 
 
 def write_image(export: Export, answer: Answer, target: Path) -> Path:
-    """Draw an answer as a PNG; returns the file."""
+    """Draw an answer as a PNG; returns the file.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
     signals = [name for name in SIGNALS if name in answer.values]
     strips = [
-        strip_of(clip, answer.prompt_id, number, export.about)
+        strip_of(clip, answer.prompt_id, number, export.about, answer.applies["temporal"])
         for number, clip in enumerate(answer.clips or ())
     ]
     pictures = [strip for strip in strips if strip.frames]
@@ -73,8 +78,8 @@ def write_image(export: Export, answer: Answer, target: Path) -> Path:
     if len(answer.texts) > MAX_TOKENS or not answer.texts:
         what = f"the first {MAX_TOKENS} of {len(answer.texts)} tokens" if answer.texts else "(no tokens)"
         _write(figure, 0.15, 0.08, what, height, size=7.5)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, facecolor="white")
+    with writing(target):
+        figure.savefig(target, format="png", facecolor="white")
     return target
 
 

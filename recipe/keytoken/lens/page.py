@@ -15,13 +15,14 @@ from importlib import resources
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from keytoken.data.part import AnyClip
 from keytoken.lens.classes import class_of, known_words
 from keytoken.lens.frames import Strip, strip_of
 from keytoken.lens.read import NUMBERS, SIGNALS, Answer, Export
 
-MakeStrip = Callable[[AnyClip, str, int, Mapping[str, Any]], Strip]
+MakeStrip = Callable[[AnyClip, str, int, Mapping[str, Any], bool], Strip]
 RIGHT_ABOVE = 0.5
 # Signals by precedence, of methods where it is not this order; see keytoken.attribution.methods.
 PRECEDENCE = {"tor": ("entropy", "visual", "temporal")}
@@ -116,35 +117,39 @@ def _right(export: Export) -> list[bool | None]:
     if export.version >= 2:
         return [None if a.accuracy is None else a.accuracy > RIGHT_ABOVE for a in export.answers]
     rewards = [answer.reward for answer in export.answers]
-    if len(set(rewards)) < 2:
+    known = {reward for reward in rewards if np.isfinite(reward)}
+    if len(known) < 2:
         return [None] * len(rewards)
-    return [reward >= max(rewards) for reward in rewards]
+    return [reward >= max(known) if np.isfinite(reward) else None for reward in rewards]
 
 
 def _prompts(exports: Sequence[Export], strip: MakeStrip) -> tuple[list[dict[str, Any]], list[int]]:
     """The prompts of all exports, and the number of each answer's prompt."""
-    prompts: list[dict[str, Any]] = []
-    prompt_of: list[int] = []
-    for place, export in enumerate(exports):
-        seen: dict[str, int] = {}
-        for answer in export.answers:
-            if answer.prompt_id not in seen:
-                seen[answer.prompt_id] = len(prompts)
-                clips = answer.clips or ()
-                prompts.append(
-                    {
-                        "export": place,
-                        "id": answer.prompt_id,
-                        "text": question_of(answer.prompt),
-                        "strips": [
-                            _strip(strip(clip, answer.prompt_id, number, export.about))
-                            for number, clip in enumerate(clips)
-                        ],
-                        "clipsKnown": answer.clips is not None,
-                    }
-                )
-            prompt_of.append(seen[answer.prompt_id])
-    return prompts, prompt_of
+    answers = [(place, answer) for place, export in enumerate(exports) for answer in export.answers]
+    firsts: dict[tuple[int, str], Answer] = {}
+    for place, answer in answers:
+        firsts.setdefault((place, answer.prompt_id), answer)
+    viewed = {(place, answer.prompt_id) for place, answer in answers if answer.applies["temporal"]}
+    number_of = {key: number for number, key in enumerate(firsts)}
+    prompts = []
+    clips = sum(len(answer.clips or ()) for answer in firsts.values())
+    with tqdm(total=clips, desc="reading clips", unit="clip", delay=2.0, leave=False) as bar:
+        for (place, name), answer in firsts.items():
+            strips = []
+            for number, clip in enumerate(answer.clips or ()):
+                made = strip(clip, name, number, exports[place].about, (place, name) in viewed)
+                strips.append(_strip(made))
+                bar.update()
+            prompts.append(
+                {
+                    "export": place,
+                    "id": name,
+                    "text": question_of(answer.prompt),
+                    "strips": strips,
+                    "clipsKnown": answer.clips is not None,
+                }
+            )
+    return prompts, [number_of[place, answer.prompt_id] for place, answer in answers]
 
 
 def question_of(prompt: str) -> str:

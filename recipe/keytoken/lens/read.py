@@ -6,6 +6,7 @@ What an older export does not hold is named in :attr:`Export.missing`, never mad
 import codecs
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ class Answer:
         prompt_id: Names the prompt.
         number: Of the answer within its group.
         prompt: The prompt's text.
-        reward: Sum of its rewards.
+        reward: Sum of its rewards; NaN if the export does not say.
         accuracy: What the reward function said of it; None if nothing.
         clips: The prompt's videos, or parts of them; None if the export does not say.
         group_size: Answers to the prompt in the batch; None if the export does not say.
@@ -228,6 +229,7 @@ def _answers(file: Path, table: pa.Table) -> tuple[Answer, ...]:
     }
     answers = []
     for row in range(table.num_rows):
+        given = {name: _known(plain, name, row) for name in ("reward", "accuracy", "group_size", "row_key")}
         texts = _texts(plain, row)
         size = len(texts)
         own = {name: rows[row] for name, rows in arrays.items()}
@@ -243,11 +245,11 @@ def _answers(file: Path, table: pa.Table) -> tuple[Answer, ...]:
                 prompt_id=str(plain["prompt_id"][row]),
                 number=int(plain["answer"][row]),
                 prompt=plain["prompt"][row] or "",
-                reward=float(plain["reward"][row]),
-                accuracy=plain.get("accuracy", {row: None})[row],
+                reward=math.nan if given["reward"] is None else given["reward"],
+                accuracy=given["accuracy"],
                 clips=_clips(plain, row),
-                group_size=plain.get("group_size", {row: None})[row],
-                row_key=plain.get("row_key", {row: None})[row],
+                group_size=None if given["group_size"] is None else int(given["group_size"]),
+                row_key=None if given["row_key"] is None else int(given["row_key"]),
                 applies=_applies(plain, own, row),
                 texts=texts,
                 counted=np.ones(size, dtype=bool) if counted is None else counted.astype(bool),
@@ -264,6 +266,12 @@ def _answers(file: Path, table: pa.Table) -> tuple[Answer, ...]:
             )
         )
     return tuple(answers)
+
+
+def _known(plain: Mapping[str, Any], name: str, row: int) -> float | None:
+    """A number of a row; None for null, and for the NaN that pandas writes in its place."""
+    value = plain[name][row] if name in plain else None
+    return None if value is None or math.isnan(value) else float(value)
 
 
 def _rows_of(column: pa.ChunkedArray) -> list[np.ndarray | None]:

@@ -1,13 +1,16 @@
 """From what a user names to a file: the exports of a run as a page, or one answer as a picture."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from keytoken.errors import DataError
 from keytoken.lens.page import build_page
 from keytoken.lens.read import Export, find_files, read_export
 
-MAX_ANSWERS = 2000  # of one page, unless steps are named
+# Of one page, unless steps are named.
+MAX_ANSWERS = 2000
+MAX_TOKENS = 1_500_000  # about 65 bytes each
 
 
 def write_lens(
@@ -28,7 +31,7 @@ def write_lens(
         say: Prints a line.
 
     Raises:
-        DataError: nothing there can be read.
+        DataError: nothing there can be read, or the file cannot be written.
     """
     exports = read_source(source, step, say)
     other = None if compare is None else read_other(compare, source, say)
@@ -41,9 +44,25 @@ def write_lens(
         exports.append(other)
     target = out or folder_of(exports[0].file) / "lens.html"
     page = build_page(exports, title=exports[0].run, compare=None if other is None else len(exports) - 1)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(page, encoding="utf-8")
+    with writing(target):
+        target.write_text(page, encoding="utf-8")
     return target
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Make the folder of a file that is written inside.
+
+    Raises:
+        DataError: the folder or the file cannot be written, such as on a full or read-only disk.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as problem:
+        raise DataError(
+            f"{target}: cannot be written ({problem.strerror or problem}); name another file by --out"
+        ) from problem
 
 
 def read_source(source: Path, step: int | None, say: Callable[[str], None]) -> list[Export]:
@@ -90,11 +109,14 @@ def _no_step(source: Path, step: int, files: Sequence[Path]) -> list[Path]:
 def _few_enough(exports: list[Export], say: Callable[[str], None]) -> list[Export]:
     """Evenly many steps of a long run, the first and the last among them; says which are left out."""
     total = sum(len(export.answers) for export in exports)
-    if total <= MAX_ANSWERS or len(exports) == 1:
+    tokens = sum(len(answer.texts) for export in exports for answer in export.answers)
+    if (total <= MAX_ANSWERS and tokens <= MAX_TOKENS) or len(exports) == 1:
         return exports
-    count = max(2, len(exports) * MAX_ANSWERS // total)
+    part = min(MAX_ANSWERS / max(total, 1), MAX_TOKENS / max(tokens, 1))
+    count = max(2, int(len(exports) * part))
     kept = sorted({round(i * (len(exports) - 1) / (count - 1)) for i in range(count)})
-    say(f"{total} answers are many for one page: {len(kept)} of {len(exports)} steps; --step N shows one")
+    much = f"{total} answers of {tokens} tokens are many for one page"
+    say(f"{much}: {len(kept)} of {len(exports)} steps; --step N shows one")
     return [exports[i] for i in kept]
 
 

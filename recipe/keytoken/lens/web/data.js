@@ -145,10 +145,12 @@ const Lens = { SIGNALS: ["visual", "temporal", "entropy"] };
   Lens.reselect = () => {
     const { state } = Lens;
     Lens.masks = {};
+    // Both sides of a comparison have their own settings of training until a control is moved.
+    const untouched = JSON.stringify(state.settings) === JSON.stringify(Lens.settingsOf(state.export));
     for (const name of Lens.SIGNALS) Lens.masks[name] = new Uint8Array(total);
     for (const number of new Set([state.export, state.compare])) {
       if (number === null) continue;
-      const found = Lens.selectRows(number, state.settings);
+      const found = Lens.selectRows(number, untouched ? Lens.settingsOf(number) : state.settings);
       for (const name of Lens.SIGNALS) if (found.masks[name]) Lens.masks[name].set(found.masks[name], found.start);
     }
   };
