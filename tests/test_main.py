@@ -77,6 +77,11 @@ def test_an_earlier_metrics_file_is_kept(tmp_path: Path) -> None:
     assert current == tmp_path / "metrics.jsonl" and not current.exists()
     kept = [(tmp_path / f"metrics.{number:03d}.jsonl").read_text() for number in (0, 1)]
     assert kept == ["first", "second"]
+    (tmp_path / "metrics.000.jsonl").unlink()
+    current.write_text("third")
+    main._fresh_metrics_file(tmp_path)
+    kept = [(tmp_path / f"metrics.{number:03d}.jsonl").read_text() for number in (1, 2)]
+    assert kept == ["second", "third"], "a number that is in use is left alone"
 
 
 def test_workers_get_the_environment_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

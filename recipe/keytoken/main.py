@@ -117,6 +117,7 @@ def _fresh_metrics_file(run_dir: Path) -> Path:
     """``metrics.jsonl``; an earlier one is kept under the next number, because verl truncates the file."""
     current = run_dir / "metrics.jsonl"
     if current.exists():
-        earlier = sorted(run_dir.glob("metrics.*.jsonl"))
-        shutil.move(current, run_dir / f"metrics.{len(earlier):03d}.jsonl")
+        names = (path.name.split(".")[1] for path in run_dir.glob("metrics.*.jsonl"))
+        number = max((int(name) for name in names if name.isdigit()), default=-1) + 1
+        shutil.move(current, run_dir / f"metrics.{number:03d}.jsonl")
     return current

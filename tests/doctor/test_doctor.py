@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import pytest
 
 from keytoken.cli import main
 from keytoken.doctor import run
+from keytoken.doctor.cli import subject_of
 from keytoken.doctor.finding import Check, Finding, Subject, fail, of_error, ok, skip, warn
 from keytoken.doctor.report import as_json, exit_code, summary, table_text
 from keytoken.errors import ClusterError, DoctorError
@@ -106,8 +110,6 @@ def test_an_error_inside_a_check_is_a_finding() -> None:
 
 def test_the_short_form_is_quick(subject: Callable[..., Subject]) -> None:
     """By the processor's time of this process and its children, which other work leaves alone."""
-    import os
-
     asked = subject(short=True)
     run.examine(asked)  # imports
     before = os.times()
@@ -145,3 +147,29 @@ def test_warnings_are_logged_and_the_run_goes_on(
         run.require_healthy(load_config(["experiment=demo_cpu"]), tmp_path / "doctor.json")
     assert [record.getMessage() for record in caplog.records] == ["doctor: odd: so. Do."]
     assert json.loads((tmp_path / "doctor.json").read_text())["counts"]["warn"] == 1
+
+
+def test_a_report_that_cannot_be_written_hides_no_verdict(
+    world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (world / "model" / "tokenizer.json").unlink()
+    with pytest.raises(DoctorError, match="has no tokenizer"):
+        run.require_healthy(load_config(["experiment=demo_cpu"]), tmp_path / "none" / "doctor.json")
+    assert "doctor.json cannot be written" in caplog.text
+
+
+def test_a_stack_that_does_not_import_is_told_in_words(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so.13: cannot open shared object')")
+    done = subprocess.run(
+        [sys.executable, "-m", "keytoken.cli", "doctor"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "libcudart.so.13" in done.stderr and "make setup" in done.stderr
+
+
+def test_the_clip_of_a_home_folder() -> None:
+    assert subject_of(["clip=~/a.mp4"], short=True).clip == Path.home() / "a.mp4"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing.shared_memory
 import os
 import resource
+import signal
 import socket
 import stat
 import subprocess
@@ -70,10 +71,15 @@ def test_a_part_of_the_stack_that_does_not_import(tmp_path: Path, monkeypatch: p
     assert found.found == "importing tensordict: ImportError: libnuma.so.1: cannot open shared object"
 
 
-def test_another_python_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert packages.python(MACHINE).status == "ok"
-    monkeypatch.setattr(packages, "PYTHON", (3, 10))
-    assert packages.python(MACHINE).status == "fail"
+@pytest.mark.parametrize(
+    ("version", "status"),
+    [((3, 9), "fail"), ((3, 10), "warn"), ((3, 11), "ok"), ((3, 12), "warn"), ((3, 13), "fail")],
+)
+def test_pythons_that_setup_admits_stop_nobody(
+    version: tuple[int, int], status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packages.sys, "version_info", (*version, 0, "final", 0))
+    assert packages.python(MACHINE).status == status
 
 
 def test_shared_memory_that_is_too_small(small_disk: Path) -> None:
@@ -103,6 +109,10 @@ def test_segments_of_processes_that_are_gone(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_full_disk(small_disk: Path, finding: Ask) -> None:
+    found = finding(
+        "disks", f"keytoken.run_dir={small_disk}/run", "+ray_kwargs.ray_init.address=10.0.0.1:6379"
+    )
+    assert (found.status, "from this machine" in found.found) == ("warn", True), "of a cluster"
     found = finding("disks", f"keytoken.run_dir={small_disk}/run")
     assert (found.status, found.remedy[:27]) == ("fail", "Name another folder: keytok")
     assert f"{small_disk}/run has 4 MiB free" in found.found
@@ -142,6 +152,10 @@ def test_a_cluster_that_a_local_run_would_join(
         note.write_text(f"127.0.0.1:{server.getsockname()[1]}")
         found = finding("ports")
         assert found.status == "fail" and "RAY_ADDRESS=local" in found.remedy
+        on_gpus = finding("ports", "trainer.device=cuda", "ray_kwargs.ray_init.num_cpus=null")
+        assert on_gpus.status == "warn", "Ray joins it where nobody says what it has"
+        moved = finding("ports", f"+ray_kwargs.ray_init._temp_dir={tmp_path}/other")
+        assert moved.status == "ok", "a Ray with another folder does not find it"
         monkeypatch.setenv("RAY_ADDRESS", "local")
         assert finding("ports").status == "ok"
         monkeypatch.delenv("RAY_ADDRESS")
@@ -167,6 +181,26 @@ def test_an_interface_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib7")
     found = system.network(MACHINE)
     assert found.status == "fail" and "names ib7; there are lo" in found.found
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    assert system.network(MACHINE).status == "ok"
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "=l")
+    assert system.network(MACHINE).status == "fail", "both are looked at"
+
+
+@pytest.mark.parametrize(
+    ("value", "good"),
+    [
+        ("en,eth,em,bond", True),
+        ("eth0", True),
+        ("ib", False),
+        ("=eth", False),
+        ("=ib0,eth0", True),
+        ("^ib", True),
+    ],
+)
+def test_names_of_interfaces_are_prefixes_to_nccl(value: str, good: bool) -> None:
+    """By NCCL's manual: a list of prefixes, of names after =, of what is left out after ^."""
+    assert system._nccl_names(value, ["lo", "eth0"]) is good
 
 
 def test_few_open_files() -> None:
@@ -239,6 +273,8 @@ def test_what_decoders_mean_for_a_run() -> None:
     assert status("auto", broken, good) == "fail"
     assert status("decord", broken, good) == "ok"
     assert status("torchcodec", good, good) == "fail"
+    nothing = codecs.judge("auto", {"pyav": {}, "decord": {}}, list(codecs.CODECS))
+    assert nothing.status == "warn" and "nothing here writes a clip" in nothing.found
 
 
 def test_a_clip_of_the_user(tmp_path: Path) -> None:
@@ -270,6 +306,50 @@ def test_children_that_hang_or_die() -> None:
     assert wrong.output == "1\n" and wrong.error.startswith("ValueError") and "line 2" in wrong.place
 
 
+def test_a_child_that_leaves_others_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They hold its pipes: one of its group is killed, one that left the group is not waited for."""
+    monkeypatch.setattr(child, "_KILL_LIMIT_S", 0.5)
+    code = (
+        "import subprocess\n"
+        "for away in (False, True):\n"
+        "    print(subprocess.Popen(['sleep', '60'], start_new_session=away).pid, flush=True)\n"
+    )
+    done = child.run_child(["-c", code], 6.0)
+    assert (done.error, done.late) == ("", False) and done.seconds < 30
+    inside, away = map(int, done.output.split())
+    os.kill(away, signal.SIGKILL)  # it is still there
+    assert ends(inside)
+
+
+def test_an_interrupt_ends_the_child(tmp_path: Path) -> None:
+    """Ctrl-C reaches only this process: the child has a group of its own."""
+    note = tmp_path / "pid"
+    inner = f"import os, time; open({str(note)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    outer = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"from keytoken.doctor.child import run_child; run_child(['-c', {inner!r}], 60.0)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", outer], stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (note.exists() and note.read_text()):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) != 0
+    assert ends(int(note.read_text()))
+
+
+def ends(pid: int) -> bool:
+    """Whether a process is gone, or only waits to be collected, within a few seconds."""
+    for _ in range(100):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.1)
+    return False
+
+
 @pytest.fixture
 def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """A program named nvidia-smi, found first, that prints what it is given."""
@@ -283,6 +363,7 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     monkeypatch.setattr(devices.torch.version, "cuda", "13.0")
     monkeypatch.setattr(devices, "driver_cuda", lambda: (13, 0))
+    monkeypatch.setattr(devices, "count_by_driver", lambda: 0)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return write
 
@@ -333,3 +414,63 @@ def test_a_run_on_gpus_with_a_torch_for_the_cpu(finding: Ask) -> None:
         pytest.skip("this torch is built for CUDA")
     found = finding("gpu", "trainer.device=cuda")
     assert found.status == "fail" and "platform=cpu" in found.remedy
+
+
+def test_gpus_without_nvidia_smi(
+    driver: Callable[[str], None], finding: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container may have the driver's library and not its program."""
+    monkeypatch.setenv("PATH", "/no/programs")
+    words = ("gpu", "trainer.device=cuda", "pools=one_device")
+    assert finding(*words).status == "fail"
+    monkeypatch.setattr(devices, "count_by_driver", lambda: 8)
+    found = finding(*words)
+    assert found.status == "warn" and "8 GPUs" in found.found and "nvidia-smi is not on" in found.found
+
+
+def test_a_machine_without_a_driver_has_no_gpu() -> None:
+    if devices.driver_cuda() is not None:
+        pytest.skip("this machine has a driver")
+    assert devices.count_by_driver() == 0
+
+
+def test_an_nvidia_smi_that_hangs(
+    driver: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver("")
+    (tmp_path / "bin" / "nvidia-smi").write_text("#!/bin/sh\nsleep 60\n")
+    monkeypatch.setattr(devices, "_QUERY_LIMIT_S", 0.5)
+    assert devices.devices() == ([], "nvidia-smi: no answer within 0.5 s")
+
+
+@pytest.mark.parametrize(
+    ("lines", "visible", "words", "status"),
+    [
+        ((f"0, {H100}, 81000, 9.0",), None, (), "ok"),
+        (("0, Small, 580.65.06, 6, 6, 9.0", f"1, {H100}, 81000, 9.0"), "1", (), "ok"),
+        (("0, Small, 580.65.06, 6, 6, 9.0",), None, (), "warn"),
+        (
+            ("0, Small, 580.65.06, 6, 6, 9.0",),
+            None,
+            ("actor_rollout_ref.actor.fsdp_config.offload_policy=true",),
+            "ok",
+        ),
+        (("0, GB10, 580.65.06, [N/A], [N/A], 12.1",), None, (), "skip"),
+    ],
+    ids=["fits", "small one hidden", "too small", "offloaded", "memory not known"],
+)
+def test_the_memory_of_gpus_stops_nobody(
+    lines: tuple[str, ...],
+    visible: str | None,
+    words: tuple[str, ...],
+    status: str,
+    driver: Callable[[str], None],
+    finding: Ask,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The demo's 1.2 million parameters on cards of 6 MiB: 18 MiB to train them, 2.3 MiB for an engine."""
+    driver("\n".join(lines))
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = finding("gpu_memory", "trainer.device=cuda", *words)
+    assert found.status == status, found

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from keytoken.doctor import memory
+from keytoken.doctor import memory, reward
 from keytoken.doctor.finding import Finding, Subject
 
 Ask = Callable[..., Finding]
@@ -181,6 +181,37 @@ def test_rows_that_cannot_be_used(
     assert found.status == "fail" and part in found.found
 
 
+@pytest.mark.parametrize(
+    ("column", "text", "part"),
+    [
+        ("prompt", "What moves? <video>", "row 0: prompt is no list of messages"),
+        ("reward_model", '{"ground_truth": "A"}', "row 0: reward_model is str"),
+        ("extra_info", '{"index": 0}', "row 0: extra_info is str"),
+    ],
+)
+def test_columns_of_text(column: str, text: str, part: str, world: Path, finding: Ask) -> None:
+    """JSON that nobody has read: a finding, and no crash of the checks beside it."""
+    rows = pq.read_table(world / "train.parquet").to_pylist()
+    pq.write_table(pa.Table.from_pylist([{**row, column: text} for row in rows]), world / "train.parquet")
+    found = finding("data_rows", short=True)
+    assert found.status == "fail" and part in found.found
+    for name in ("media_files", "reward"):
+        assert finding(name, short=True).status in ("ok", "skip")
+
+
+def test_columns_of_other_names(world: Path, finding: Ask) -> None:
+    names = {"prompt": "messages", "videos": "clips", "images": "pictures"}
+    table = pq.read_table(world / "train.parquet")
+    for file in ("train.parquet", "validation.parquet"):
+        table = pq.read_table(world / file)
+        pq.write_table(table.rename_columns([names.get(n, n) for n in table.column_names]), world / file)
+    words = ("data.prompt_key=messages", "data.video_key=clips", "data.image_key=pictures")
+    assert finding("data_rows", *words).status == "ok"
+    assert finding("media_files", *words).status == "ok"
+    found = finding("media_files", *words, "keytoken.sampling.max_frames=4")
+    assert found.status == "fail" and "max_frames=8 for its clip" in found.found
+
+
 def test_data_files_of_another_kind(world: Path, finding: Ask) -> None:
     table = pq.read_table(world / "train.parquet")
     pq.write_table(table.drop_columns(["reward_model"]), world / "train.parquet")
@@ -201,8 +232,8 @@ def test_rows_written_for_another_contract(finding: Ask) -> None:
 
 REWARDS = {
     "the demo's": ("", "ok", "mean acc 1.00 for right, 0.00 for wrong"),
-    "0 for the right answer": ("    return 0.0", "fail", "no more than a wrong one"),
-    "1 for everything": ("    return {'score': 1.0, 'acc': 1.0}", "fail", "has acc 1"),
+    "0 for the right answer": ("    return 0.0", "warn", "no more than a wrong one"),
+    "1 for everything": ("    return {'score': 1.0, 'acc': 1.0}", "warn", "has acc 1"),
     "raises": ("    return 1 / 0", "fail", "ZeroDivisionError: division by zero, File"),
     "no score": ("    return {'acc': 1.0}", "fail", "a dict without 'score'"),
     "not a number": ("    return float('nan')", "fail", "returns score=nan"),
@@ -236,8 +267,50 @@ def test_the_reward(body: str, status: str, part: str, tmp_path: Path, finding: 
         head = "def compute_score(data_source, solution_str, ground_truth, extra_info, **_):\n"
         file.write_text(head + body + "\n")
         words = [f"reward.custom_reward_function.path={file}"]
-    found = finding("reward", *words, short=True)
+    found = finding("reward", *words)
     assert (found.status, part in found.found) == (status, True), found
+
+
+def _reward(tmp_path: Path, body: str) -> str:
+    file = tmp_path / "mine.py"
+    head = "import os, time\ndef compute_score(data_source, solution_str, ground_truth, extra_info, **_):\n"
+    file.write_text(f"{head}{body}\n")
+    return f"reward.custom_reward_function.path={file}"
+
+
+def test_a_reward_that_is_slow_stops_nobody(
+    tmp_path: Path, finding: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reward, "_LIMIT_S", 4.0)
+    found = finding("reward", _reward(tmp_path, "    time.sleep(60)"), short=True)
+    assert found.status == "warn" and "4 answers take it more than 4 s" in found.found
+
+
+def test_a_reward_has_the_variables_of_the_run(tmp_path: Path, finding: Ask) -> None:
+    word = _reward(
+        tmp_path, "    return float(os.environ['JUDGE_WEIGHT']) * (f'>{ground_truth}<' in solution_str)"
+    )
+    assert finding("reward", word).status == "fail"
+    found = finding("reward", word, "+ray_kwargs.ray_init.runtime_env.env_vars.JUDGE_WEIGHT=2")
+    assert found.status == "ok" and "score 2.00 for right" in found.found
+
+
+def test_a_reward_model_is_not_asked(finding: Ask) -> None:
+    found = finding("reward", "reward.reward_model.enable=true", "reward.reward_model.model_path=/m")
+    assert found.status == "skip"
+
+
+@pytest.mark.parametrize(("truth", "status"), [(0, "ok"), (7, "ok"), ([1, 2], "skip"), ({"a": "b"}, "skip")])
+def test_the_reward_gets_the_truth_as_it_is(
+    truth: Any, status: str, world: Path, tmp_path: Path, finding: Ask
+) -> None:
+    rows = pq.read_table(world / "train.parquet").to_pylist()
+    for row in rows:
+        row["reward_model"] = {"ground_truth": truth}
+    pq.write_table(pa.Table.from_pylist(rows), world / "train.parquet")
+    body = f"    assert ground_truth == {truth!r}\n    return float(f'>{{ground_truth}}<' in solution_str)"
+    assert finding("reward", _reward(tmp_path, body)).status == status
+    assert finding("data_rows").status == "ok"
 
 
 def test_a_reward_that_is_not_there(tmp_path: Path, finding: Ask) -> None:
@@ -283,14 +356,17 @@ def test_a_run_that_is_too_large_for_the_machine(finding: Ask) -> None:
 
 def test_a_7b_model_on_gpus(subject: Callable[..., Subject]) -> None:
     """16 bytes a parameter over four ranks, 2 in each engine, 4 in the attribution worker."""
-    config = subject("pools=three_pools").run
-    parts = memory.gpu_parts(config, 8_000_000_000)
-    assert {name: value / 1e9 for name, value in parts.items()} == {
-        "actor": 32.0,
-        "rollout": 16.0,
-        "reference": 8.0,
-        "attribution": 32.0,
-    }
+
+    def parts(*words: str) -> dict[str, float]:
+        found = memory.gpu_parts(subject("pools=three_pools", *words).run, 8_000_000_000)
+        return {name: value / 1e9 for name, value in found.items()}
+
+    fsdp = "actor_rollout_ref.actor.fsdp_config"
+    assert parts() == {"actor": 32.0, "rollout": 16.0, "attribution": 32.0}
+    assert parts(f"{fsdp}.offload_policy=true")["actor"] == 0
+    assert parts(f"{fsdp}.optimizer_offload=true")["actor"] == 32.0, "it is back for the update"
+    assert parts(f"{fsdp}.model_dtype=bf16")["actor"] == 16.0
+    assert parts(f"{fsdp}.fsdp_size=2")["actor"] == 64.0
 
 
 def test_a_configuration_that_does_not_compose(subject: Callable[..., Subject]) -> None:
@@ -321,3 +397,18 @@ def test_a_run_that_joins_a_cluster_asks_little_of_this_machine(
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     for name in ("shared_memory", "memory", "ports"):
         assert finding(name).status == "skip"
+    nodes = (
+        "data.train_files=/nodes/only.parquet",
+        "actor_rollout_ref.model.path=/nodes/model",
+        "trainer.default_local_dir=/proc/of/nodes",
+        "reward.custom_reward_function.path=/nodes/reward.py",
+    )
+    statuses = {name: finding(name, *nodes) for name in ("model_files", "data_rows", "disks", "media_files")}
+    assert {name: each.status for name, each in statuses.items()} == {
+        "model_files": "warn",
+        "data_rows": "warn",
+        "disks": "warn",
+        "media_files": "skip",
+    }
+    assert "seen from this machine" in statuses["model_files"].found
+    assert finding("reward", nodes[3]).status == "warn"

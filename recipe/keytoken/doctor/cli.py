@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from keytoken.errors import DoctorError
+
 if TYPE_CHECKING:
     from keytoken.doctor.finding import Finding, Subject
 
@@ -36,10 +38,19 @@ def add_doctor(commands: Any, say: Callable[[str], None]) -> None:
 
 def _doctor(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
     from keytoken.doctor.report import as_json, exit_code
-    from keytoken.doctor.run import examine
+
+    try:
+        from keytoken.doctor.run import examine
+    except (ImportError, OSError) as problem:  # a package of the stack, or one of its libraries, is broken
+        raise DoctorError(
+            f"{type(problem).__name__}: {problem}. Install the locked packages again: make setup (on GPUs: "
+            "pip install --no-deps -r requirements/gpu.txt)."
+        ) from problem
 
     subject = subject_of(arguments.words, short=arguments.short)
-    findings = examine(subject, watch=_watch())
+    watch = _watch()
+    findings = examine(subject, watch=watch)
+    watch("")
     if arguments.json:
         say(json.dumps(as_json(findings), indent=1))
     else:
@@ -53,7 +64,9 @@ def subject_of(words: Sequence[str], *, short: bool) -> "Subject":
     from keytoken.errors import KeyTokenError
     from keytoken.main import load_config
 
-    clip = next((Path(word.removeprefix(_CLIP)) for word in words if word.startswith(_CLIP)), None)
+    clip = next(
+        (Path(word.removeprefix(_CLIP)).expanduser() for word in words if word.startswith(_CLIP)), None
+    )
     overrides = [word for word in words if not word.startswith(_CLIP)]
     if not overrides:
         return Subject(clip=clip, short=short)
@@ -82,7 +95,7 @@ def _watch() -> Callable[[str], None]:
     """Names the check in progress on a terminal, on a line that the next one overwrites."""
     if not sys.stderr.isatty():
         return lambda name: None
-    return lambda name: _overwrite(f"checking {name} ...")
+    return lambda name: _overwrite(f"checking {name} ..." if name else "")
 
 
 def _overwrite(text: str) -> None:

@@ -40,6 +40,11 @@ def judge(chosen: str, outcome: dict[str, dict[str, str]], unwritten: list[str])
         outcome: By decoder and codec, why a clip is not read; empty where it is.
         unwritten: Codecs of which no clip could be made.
     """
+    if len(unwritten) == len(CODECS):
+        return warn(
+            "nothing here writes a clip to try the decoders with",
+            "Install PyAV again, whose wheel brings its codecs: pip install --no-deps --force-reinstall av",
+        )
     asked = AUTO if chosen == "auto" else (chosen,)
     readable = {codec for name in asked for codec, reason in outcome[name].items() if not reason}
     words = "; ".join(_words(name, outcome[name]) for name in outcome)

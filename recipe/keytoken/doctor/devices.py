@@ -4,12 +4,11 @@ import csv
 import ctypes
 import os
 import shutil
-import subprocess
 from dataclasses import dataclass
 
 import torch
 
-from keytoken.doctor.child import run_child
+from keytoken.doctor.child import run_child, run_program
 from keytoken.doctor.finding import GIB, MIB, Finding, Subject, fail, ok, several, skip, warn
 from keytoken.resources import num_slots
 from keytoken.verl_adapter.shims.hooks import on_cpu
@@ -51,6 +50,12 @@ def gpu(subject: Subject) -> Finding:
             "Install requirements/gpu.txt, or run on the CPU: platform=cpu.",
         )
     if problem:
+        count = count_by_driver()
+        if count:
+            return warn(
+                f"{count} GPUs by the driver's library, and nothing more is known of them: {problem}",
+                "Let nvidia-smi answer; in a container: NVIDIA_DRIVER_CAPABILITIES=compute,utility",
+            )
         return fail(f"no NVIDIA driver answers: {problem}", "Install the driver, or run with platform=cpu.")
     return _judge(present, subject)
 
@@ -63,31 +68,32 @@ def _judge(present: list[Device], subject: Subject) -> Finding:
             f"{offered[0]}.{offered[1]}",
             f"Install a driver for CUDA {wanted[0]}, or a torch that was built for CUDA {offered[0]}.",
         )
-    visible = _visible(present)
+    seen = visible(present)
     needed = num_slots(subject.config) if subject.config is not None and subject.here else 1
-    if len(visible) < needed:
-        hidden = " (CUDA_VISIBLE_DEVICES hides others)" if len(present) > len(visible) else ""
+    if len(seen) < needed:
+        hidden = " (CUDA_VISIBLE_DEVICES hides others)" if len(present) > len(seen) else ""
         return fail(
-            f"the pools need {needed} GPUs together, {len(visible)} are visible{hidden}",
-            "Make the pools smaller (pools=one_device needs one), add GPUs, or join a cluster: RAY_ADDRESS.",
+            f"the pools need {needed} GPUs together, {len(seen)} are visible{hidden}",
+            "Make the pools smaller (pools=one_device needs one), add GPUs, or join a cluster "
+            "(RAY_ADDRESS=auto).",
         )
-    old = [device for device in visible if device.capability < _CAPABILITY]
+    old = [device for device in seen if device.capability < _CAPABILITY]
     if old:
         return fail(
             f"GPU {old[0].index}, {old[0].name}, has compute capability "
             f"{old[0].capability[0]}.{old[0].capability[1]}; bf16 and FlashAttention 2 need 8.0",
             "Hide it by CUDA_VISIBLE_DEVICES, or use an Ampere or newer GPU.",
         )
-    busy = [device for device in visible if device.free < _FREE_SHARE * device.total]
+    busy = [device for device in seen if device.free < _FREE_SHARE * device.total]
     if busy:
         used = [f"GPU {d.index}: {d.free / GIB:.0f} of {d.total / GIB:.0f} GiB free" for d in busy]
         return warn(
             several(used), "See who holds it (`nvidia-smi`); vLLM takes its share of the whole memory."
         )
-    first = visible[0]
+    first = seen[0]
     cuda = f", driver {first.driver} (CUDA {offered[0]}.{offered[1]})" if offered else ""
     return ok(
-        f"{len(visible)} x {first.name}, {first.free / GIB:.0f} GiB free{cuda}, "
+        f"{len(seen)} x {first.name}, {first.free / GIB:.0f} GiB free{cuda}, "
         f"torch for CUDA {torch.version.cuda}"
     )
 
@@ -120,12 +126,24 @@ def devices() -> tuple[list[Device], str]:
         return [], "nvidia-smi is not on the PATH"
     command = [program, f"--query-gpu={_FIELDS}", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_QUERY_LIMIT_S, check=False)
-    except (subprocess.TimeoutExpired, OSError) as problem:
+        done = run_program(command, _QUERY_LIMIT_S)
+    except OSError as problem:
         return [], f"nvidia-smi: {problem}"
-    rows = [[word.strip() for word in row] for row in csv.reader(done.stdout.splitlines())]
+    rows = [[word.strip() for word in row] for row in csv.reader(done.output.splitlines())]
     found = [_device(row) for row in rows if len(row) == len(_FIELDS.split(",")) and row[0].isdigit()]
-    return found, "" if found else (done.stdout.strip() or done.stderr.strip() or "nvidia-smi lists none")
+    return found, "" if found else f"nvidia-smi: {done.output.strip() or done.error or 'it lists none'}"
+
+
+def count_by_driver() -> int:
+    """GPUs that a program may use, asked of the driver's library in a child; 0 without a driver."""
+    code = (
+        "import ctypes\n"
+        "library, count = ctypes.CDLL('libcuda.so.1'), ctypes.c_int(0)\n"
+        "assert library.cuInit(0) == 0 and library.cuDeviceGetCount(ctypes.byref(count)) == 0\n"
+        "print(count.value)\n"
+    )
+    done = run_child(["-c", code], _QUERY_LIMIT_S)
+    return 0 if done.error else int(done.output)
 
 
 def _device(row: list[str]) -> Device:
@@ -155,7 +173,7 @@ def driver_cuda() -> tuple[int, int] | None:
     return version.value // 1000, version.value % 1000 // 10
 
 
-def _visible(present: list[Device]) -> list[Device]:
+def visible(present: list[Device]) -> list[Device]:
     """Those that CUDA_VISIBLE_DEVICES leaves; names that are no numbers (UUIDs) are counted in order."""
     words = os.environ.get("CUDA_VISIBLE_DEVICES")
     if words is None:

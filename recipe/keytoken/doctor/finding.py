@@ -123,6 +123,7 @@ class Check:
         short: Whether it is quick enough to be made before every run.
         needs_run: Whether it is about a run and left out without one.
         needs_here: Whether it is about the machine that starts the run's processes.
+        about_files: Whether it is about files that a cluster's nodes may have and this machine not.
     """
 
     name: str
@@ -130,6 +131,7 @@ class Check:
     short: bool = False
     needs_run: bool = False
     needs_here: bool = False
+    about_files: bool = False
 
 
 def several(names: list[str], shown: int = 3) -> str:

@@ -3,7 +3,7 @@
 An estimate: activations, and what libraries keep to themselves beyond a fixed sum, are not in it. Parts:
 
 - processes: imports and Ray's services, ``PROCESSES``, and ``WORKER`` for each slot, as seen on the demo;
-- actor: float32 weights, gradients and two moments of Adam, 16 bytes a parameter over all its ranks;
+- actor: weights, gradients and two moments of Adam, 16 bytes a parameter in float32, over all its ranks;
 - reference and attribution: their weights, where the method needs them;
 - rollout: each engine's weights and its KV cache;
 - media: pixels of a step's prompts at the contract's largest size, once in the data plane and once in the
@@ -18,7 +18,7 @@ import psutil
 from omegaconf import DictConfig, OmegaConf
 
 from keytoken.data.contract import SamplingContract
-from keytoken.doctor.devices import devices
+from keytoken.doctor.devices import devices, visible
 from keytoken.doctor.finding import GIB, Finding, Subject, fail, ok, size, skip, warn
 from keytoken.doctor.model import num_parameters
 from keytoken.resources import needs_attribution, num_slots
@@ -62,7 +62,7 @@ def ram(subject: Subject) -> Finding:
 
 
 def gpu_memory(subject: Subject) -> Finding:
-    """Each pool's share of the model against the memory of one GPU."""
+    """Each pool's share of the model against the memory of one GPU; an estimate, so it stops nobody."""
     if subject.cpu:
         return skip("no GPU is used")
     count, (present, problem) = num_parameters(subject), devices()
@@ -71,13 +71,15 @@ def gpu_memory(subject: Subject) -> Finding:
     parts = gpu_parts(subject.run, count)
     pool, needed = max(parts.items(), key=lambda item: item[1])
     words = f"on each GPU: {_words(parts)}, activations not counted"
-    if problem:
-        return skip(f"{words}; no GPU answers here")
-    least = min(device.total for device in present)
+    known = [device.total for device in visible(present) if device.total]
+    if problem or not known:
+        return skip(f"{words}; the memory of the GPUs here is not known")
+    least = min(known)
     if needed > least:
-        return fail(
+        return warn(
             f"{words}; a GPU has {size(least)}",
-            f"Spread the pool {pool} over more GPUs, or offload (actor.fsdp_config.optimizer_offload=true).",
+            f"Spread the pool {pool} over more GPUs; the actor's share can stay in the host's memory: "
+            "actor_rollout_ref.actor.fsdp_config.offload_policy=true",
         )
     return ok(f"{words}; a GPU has {size(least)}")
 
@@ -99,13 +101,19 @@ def host_parts(config: DictConfig, contract: SamplingContract, count: int | None
 
 
 def gpu_parts(config: DictConfig, count: int) -> dict[str, float]:
-    """Bytes on each GPU by pool: what is sharded is divided by the pool's size."""
-    rollout = config.actor_rollout_ref.rollout
+    """Bytes on each GPU by pool: what is sharded is divided by the size of a group of shards.
+
+    Only ``offload_policy`` takes the actor off the GPU: what ``param_offload`` and ``optimizer_offload`` move
+    away is back for each update (verl 0.9.1, workers/engine/base.py:330). The reference lies in host memory.
+    """
+    rollout, actor = config.actor_rollout_ref.rollout, config.actor_rollout_ref.actor.fsdp_config
     ranks = config.trainer.nnodes * config.trainer.n_gpus_per_node
-    parts = {"actor": _TRAINED * count / ranks, "rollout": 2.0 * count / rollout.tensor_model_parallel_size}
-    for name in _frozen(config):
-        pool = config.keytoken.attribution.num_workers if name == "attribution" else ranks
-        parts[name] = 4.0 * count / pool
+    shards = min(actor.fsdp_size, ranks) if actor.fsdp_size > 0 else ranks
+    trained = _TRAINED if actor.model_dtype in ("fp32", "float32") else _TRAINED // 2
+    parts = {"actor": 0.0 if actor.offload_policy else trained * count / shards}
+    parts["rollout"] = 2.0 * count / rollout.tensor_model_parallel_size
+    if "attribution" in _frozen(config):
+        parts["attribution"] = 4.0 * count / config.keytoken.attribution.num_workers
     return parts
 
 

@@ -16,6 +16,7 @@ from keytoken.verl_adapter.shims.hooks import on_cpu
 from keytoken.verl_adapter.versions import check_versions
 
 PYTHON = (3, 11)  # the only one that the locked versions exist for
+_ADMITTED = ((3, 10), (3, 13))  # python_requires of setup.py: from the first, below the second
 _PIN = re.compile(r"^([A-Za-z0-9._-]+)==(\S+)", re.MULTILINE)
 _IMPORT_LIMIT_S = 300.0
 STACK = ("torch", "transformers", "ray", "tensordict", "transfer_queue", "verl", "vllm")
@@ -25,10 +26,10 @@ def python(subject: Subject) -> Finding:
     """The interpreter and the system."""
     found = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     if sys.version_info[:2] != PYTHON:
-        return fail(
-            f"{found}; the locked packages exist for Python 3.11 only",
-            "Make an environment of Python 3.11: KEYTOKEN_PYTHON=/path/to/python3.11 make setup",
-        )
+        words = f"{found}; the locked packages exist for Python 3.11 only"
+        remedy = "Make an environment of Python 3.11: KEYTOKEN_PYTHON=/path/to/python3.11 make setup"
+        admitted = _ADMITTED[0] <= sys.version_info[:2] < _ADMITTED[1]
+        return warn(words, remedy) if admitted else fail(words, remedy)
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         return warn(f"{found}; the stack was run on Linux x86_64 only", "Use such a machine or a container.")
     return ok(found)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from omegaconf import DictConfig
 
 from keytoken.data.cache.store import clip_shape
 from keytoken.data.child import ClipProcess
@@ -15,11 +16,9 @@ from keytoken.data.contract import SamplingContract
 from keytoken.doctor.finding import Finding, Subject, fail, ok, several, skip, warn
 from keytoken.errors import ClipError
 
-NEEDED = ("prompt", "data_source", "reward_model")
 _SHORT_ROWS = 256  # looked at before every run, from the start of a file
 _SAMPLE = 8  # clips that are decoded
 _CLIP_LIMIT_S = 60.0
-_PLACES = {"videos": "<video>", "images": "<image>"}
 
 Row = Mapping[str, Any]
 
@@ -35,7 +34,7 @@ def data_rows(subject: Subject) -> Finding:
                 continue
             try:
                 total += pq.ParquetFile(path).metadata.num_rows
-                reason = next(_faults(read_rows(path, subject.short)), "")
+                reason = next(_faults(read_rows(path, subject.short), subject.run.data), "")
             except (OSError, pa.ArrowException) as problem:
                 reason = f"no Parquet file that can be read ({str(problem).splitlines()[0][:150]})"
             if reason:
@@ -80,29 +79,43 @@ def training_rows(subject: Subject) -> Iterator[tuple[Path, Row]]:
             yield from ((path, row) for row in rows)
 
 
-def _faults(rows: Sequence[Row]) -> Iterator[str]:
+def truth_of(row: Row) -> Any:
+    """A row's right answer, as the reward gets it; None if there is none or nothing but blanks."""
+    model = row.get("reward_model")
+    truth = model.get("ground_truth") if isinstance(model, Mapping) else None
+    return None if truth is None or not str(truth).strip() else truth
+
+
+def _faults(rows: Sequence[Row], data: DictConfig) -> Iterator[str]:
     if not rows:
         yield "it has no rows"
         return
-    missing = [name for name in NEEDED if name not in rows[0]]
+    missing = [name for name in (data.prompt_key, "data_source", "reward_model") if name not in rows[0]]
     if missing:
         yield f"it has no column {' and no column '.join(missing)}"
         return
     for number, row in enumerate(rows):
-        if not row["prompt"]:
-            yield f"row {number} has no prompt"
-        elif not str((row["reward_model"] or {}).get("ground_truth") or "").strip():
+        messages, info = row[data.prompt_key], row.get("extra_info")
+        if not messages:
+            yield f"row {number} has no {data.prompt_key}"
+        elif isinstance(messages, str) or not all(isinstance(each, Mapping) for each in messages):
+            yield f"row {number}: {data.prompt_key} is no list of messages with role and content"
+        elif not isinstance(row["reward_model"] or {}, Mapping):
+            yield f"row {number}: reward_model is {type(row['reward_model']).__name__}, no mapping"
+        elif not isinstance(info or {}, Mapping):
+            yield f"row {number}: extra_info is {type(info).__name__}, no mapping"
+        elif truth_of(row) is None:
             yield f"row {number} has no reward_model.ground_truth"
         else:
-            yield from _unplaced(number, row)
+            yield from _unplaced(number, row, data)
 
 
-def _unplaced(number: int, row: Row) -> Iterator[str]:
+def _unplaced(number: int, row: Row, data: DictConfig) -> Iterator[str]:
     """Media without a place in the prompt, and places without media; verl pairs them by order."""
-    contents = [message["content"] for message in row["prompt"]]
+    contents = [message.get("content") for message in row[data.prompt_key]]
     if not all(isinstance(content, str) for content in contents):
         return
-    for column, mark in _PLACES.items():
+    for column, mark in ((data.video_key, "<video>"), (data.image_key, "<image>")):
         places, given = sum(content.count(mark) for content in contents), len(row.get(column) or ())
         if places != given:
             yield f"row {number} has {given} {column} and {places} times {mark} in its prompt"
@@ -127,10 +140,10 @@ def media_files(subject: Subject) -> Finding:
 
 
 def _media(subject: Subject) -> Iterator[str]:
-    video_key = subject.run.data.get("video_key", "videos")
+    data = subject.run.data
     for _, row in training_rows(subject):
-        yield from clips_of(row, video_key)
-        yield from _paths(row.get("images"), "image")
+        yield from clips_of(row, data.video_key)
+        yield from _paths(row.get(data.image_key), "image")
 
 
 def clips_of(row: Row, video_key: str) -> list[str]:
@@ -148,7 +161,7 @@ def _paths(entries: Any, key: str) -> list[str]:
 def _contradiction(subject: Subject) -> str:
     wanted = asdict(subject.contract)
     for path, row in training_rows(subject):
-        for entry in row.get("videos") or ():
+        for entry in row.get(subject.run.data.video_key) or ():
             for name in set(wanted) & set(entry) if isinstance(entry, dict) else ():
                 if entry[name] is not None and entry[name] != wanted[name]:
                     return (
@@ -160,7 +173,7 @@ def _contradiction(subject: Subject) -> str:
 
 def clip_sample(subject: Subject) -> Finding:
     """Decode clips from all over the training set, as the run would; each in a child that can be killed."""
-    video_key = subject.run.data.get("video_key", "videos")
+    video_key = subject.run.data.video_key
     clips = (path for _, row in training_rows(subject) for path in clips_of(row, video_key))
     named = list(dict.fromkeys(clips))
     if not named:

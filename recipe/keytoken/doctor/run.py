@@ -21,7 +21,7 @@ from keytoken.doctor import (
     rows,
     system,
 )
-from keytoken.doctor.finding import Check, Finding, Subject, of_error, skip
+from keytoken.doctor.finding import Check, Finding, Subject, of_error, skip, warn
 from keytoken.doctor.report import as_json, table_text
 from keytoken.errors import DoctorError, KeyTokenError
 from keytoken.verl_adapter.versions import check_versions
@@ -39,7 +39,7 @@ CHECKS: tuple[Check, ...] = (
     Check("open_files", system.open_files, short=True),
     Check("network", system.network, short=True, needs_here=True),
     Check("socket_paths", system.socket_paths, short=True, needs_here=True),
-    Check("disks", system.disks, short=True),
+    Check("disks", system.disks, short=True, about_files=True),
     Check("decoders", codecs.decoders),
     Check("clip", codecs.clip),
     Check("ray", cluster.ray),
@@ -49,12 +49,12 @@ CHECKS: tuple[Check, ...] = (
     Check("ports", system.ports, short=True, needs_run=True, needs_here=True),
     Check("memory", memory.ram, short=True, needs_here=True),
     Check("gpu_memory", memory.gpu_memory, short=True, needs_run=True, needs_here=True),
-    Check("model_files", model.model_files, short=True, needs_run=True),
-    Check("processor", model.processor, needs_run=True),
-    Check("data_rows", rows.data_rows, short=True, needs_run=True),
-    Check("media_files", rows.media_files, short=True, needs_run=True),
-    Check("clip_sample", rows.clip_sample, needs_run=True),
-    Check("reward", reward.reward, short=True, needs_run=True),
+    Check("model_files", model.model_files, short=True, needs_run=True, about_files=True),
+    Check("processor", model.processor, needs_run=True, about_files=True),
+    Check("data_rows", rows.data_rows, short=True, needs_run=True, about_files=True),
+    Check("media_files", rows.media_files, short=True, needs_run=True, about_files=True),
+    Check("clip_sample", rows.clip_sample, needs_run=True, about_files=True),
+    Check("reward", reward.reward, short=True, needs_run=True, about_files=True),
 )
 
 
@@ -90,9 +90,13 @@ def _ask(check: Check, subject: Subject) -> Finding:
     if check.needs_here and not subject.here:
         return skip("the run joins a cluster, whose nodes are not this machine")
     try:
-        return check.ask(subject)
+        finding = check.ask(subject)
     except (KeyTokenError, OSError) as problem:
-        return of_error(problem)
+        finding = of_error(problem)
+    if finding.status == "fail" and check.about_files and not subject.here:
+        seen = "seen from this machine; the nodes of the cluster may have other files"
+        return warn(f"{finding.found} ({seen})", finding.remedy)
+    return finding
 
 
 def require_healthy(config: DictConfig, report: Path) -> None:
@@ -108,7 +112,10 @@ def require_healthy(config: DictConfig, report: Path) -> None:
     """
     check_versions()  # with others nothing else can be judged
     findings = examine(Subject(config, short=True))
-    report.write_text(json.dumps(as_json(findings), indent=1) + "\n", encoding="utf-8")
+    try:
+        report.write_text(json.dumps(as_json(findings), indent=1) + "\n", encoding="utf-8")
+    except OSError as problem:  # the checks say what is wrong there, and shall be heard
+        logger.warning("doctor: %s cannot be written (%s)", report, problem.strerror)
     for finding in findings:
         if finding.status == "warn":
             logger.warning("doctor: %s: %s. %s", finding.name, finding.found, finding.remedy)

@@ -31,6 +31,7 @@ _RAY_SOCKET = len("/session_0000-00-00_00-00-00_000000_0000000/sockets/plasma_st
 _FEW_FILES, _TOO_FEW_FILES = 4096, 1024  # Ray warns below the first
 _FULL_SHARE = 0.95  # of a disk; Ray moves no more objects there beyond it (local_fs_capacity_threshold)
 _LEAST_FREE = GIB // 2
+_TEMPORARY = "temporary files"
 _OLD_S = 60.0  # a younger segment may belong to a process that has not mapped it yet
 _BLOCK = 512  # unit of st_blocks
 
@@ -50,9 +51,10 @@ def shared_memory(subject: Subject, folder: Path = SHARED_MEMORY) -> Finding:
     if unused:
         held = sum(path.stat().st_blocks * _BLOCK for path in unused if path.exists())
         return warn(
-            f"{found}; {len(unused)} segments ({held / MIB:.0f} MiB) of processes that are gone: "
+            f"{found}; {len(unused)} segments ({held / MIB:.0f} MiB) that no process seen from here uses: "
             f"{several([path.name for path in unused])}",
-            f"Remove them while no run is going on: rm {folder}/{LEFTOVERS}",
+            "If no other container shares this folder (--ipc=host) and no run is going on, remove them: "
+            f"rm {' '.join(map(str, unused[:3]))}{' and so on' if len(unused) > 3 else ''}",
         )
     return ok(found)
 
@@ -95,32 +97,38 @@ def open_files(subject: Subject) -> Finding:
 
 
 def ports(subject: Subject) -> Finding:
-    """Configured ports are free, and no Ray cluster runs that a local run would stumble over."""
+    """Configured ports are free, and no Ray cluster runs that a local run would stumble over.
+
+    Ray joins one of its own accord; it refuses to where it is told how many CPUs or GPUs to start with.
+    """
     config = subject.run
     named = {key: port for key in PORT_KEYS if (port := OmegaConf.select(config, key))}
     try:
         check_ports(named)
     except ClusterError as problem:
         return of_error(problem)
-    address = running_cluster()
-    if address and not os.environ.get("RAY_ADDRESS") and not config.ray_kwargs.ray_init.get("address"):
-        return fail(
-            f"a Ray cluster runs at {address}, and a local run would join it by accident",
-            CLUSTER_REMEDY,
-        )
+    init = config.ray_kwargs.ray_init
+    address = running_cluster(ray_folder(subject))
+    if address and not os.environ.get("RAY_ADDRESS") and not init.get("address"):
+        words = f"a Ray cluster runs at {address}, and a local run would join it by accident"
+        refused = any(init.get(name) is not None for name in ("num_cpus", "num_gpus"))
+        return fail(words, CLUSTER_REMEDY) if refused else warn(words, CLUSTER_REMEDY)
     held = ", ".join(f"{key.rpartition('.')[2]} {port}" for key, port in named.items())
     return ok(f"{held} free" if held else "the configuration names none, and Ray looks for free ones")
 
 
-def ray_folder() -> Path:
-    """Where Ray puts its sessions, unless ``ray_init._temp_dir`` says so."""
+def ray_folder(subject: Subject) -> Path:
+    """Where Ray puts its sessions."""
+    given = OmegaConf.select(subject.config, "ray_kwargs.ray_init._temp_dir") if subject.config else None
+    if given:
+        return Path(given)
     return Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp") / "ray"
 
 
-def running_cluster() -> str:
+def running_cluster(folder: Path) -> str:
     """Address of a Ray cluster started on this machine, if it still answers."""
     try:
-        address = (ray_folder() / "ray_current_cluster").read_text(encoding="utf-8").strip()
+        address = (folder / "ray_current_cluster").read_text(encoding="utf-8").strip()
     except OSError:
         return ""
     host, _, port = address.rpartition(":")
@@ -135,14 +143,14 @@ def running_cluster() -> str:
 
 def network(subject: Subject) -> Finding:
     """Processes of a run find one another by the machine's address, not by 127.0.0.1 alone."""
-    interface = os.environ.get("GLOO_SOCKET_IFNAME") or os.environ.get("NCCL_SOCKET_IFNAME")
     known = [name for _, name in socket.if_nameindex()]
-    name = (interface or "").lstrip("^=").split(",")[0]
-    if interface and not interface.startswith("^") and not any(each.startswith(name) for each in known):
-        return fail(
-            f"GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME names {name}; there are {', '.join(known)}",
-            "Name one of them, or unset the variable.",
-        )
+    for variable, names_one in (("GLOO_SOCKET_IFNAME", _gloo_names), ("NCCL_SOCKET_IFNAME", _nccl_names)):
+        value = os.environ.get(variable)
+        if value and not names_one(value, known):
+            return fail(
+                f"{variable} names {value}; there are {', '.join(known)}",
+                "Name one of them, or unset the variable.",
+            )
     address = _own_address()
     for host in dict.fromkeys(("127.0.0.1", address)):
         try:
@@ -154,6 +162,18 @@ def network(subject: Subject) -> Finding:
                 "run on this machine alone.",
             )
     return ok(f"127.0.0.1 and {address} reach themselves; interfaces {', '.join(known)}")
+
+
+def _gloo_names(value: str, known: list[str]) -> bool:
+    return set(value.split(",")) <= set(known)
+
+
+def _nccl_names(value: str, known: list[str]) -> bool:
+    """NCCL takes any interface that begins with one of the words; ``^`` excludes, ``=`` wants the whole."""
+    words = value.lstrip("=").split(",")
+    if value.startswith("^"):
+        return True
+    return any(name == word if value[0] == "=" else name.startswith(word) for name in known for word in words)
 
 
 def _own_address() -> str:
@@ -175,8 +195,7 @@ def _connect_to_itself(host: str) -> None:
 
 def socket_paths(subject: Subject) -> Finding:
     """Ray's sockets lie in its temporary folder, and the path of a socket is short."""
-    given = OmegaConf.select(subject.config, "ray_kwargs.ray_init._temp_dir") if subject.config else None
-    folder = Path(given) if given else ray_folder()
+    folder = ray_folder(subject)
     length = len(os.fsencode(str(folder.absolute()))) + _RAY_SOCKET
     if length > _SOCKET_PATH:
         return fail(
@@ -188,13 +207,13 @@ def socket_paths(subject: Subject) -> Finding:
 
 def disks(subject: Subject) -> Finding:
     """Every folder that a run writes to can be written, and has room."""
-    folders = {"temporary files": ray_folder()}
+    folders = {_TEMPORARY: ray_folder(subject)}
     if subject.config is not None:
         folders["keytoken.run_dir"] = Path(subject.config.keytoken.run_dir)
         folders["trainer.default_local_dir"] = Path(subject.config.trainer.default_local_dir)
         cache = subject.config.data.get("frame_cache")
         folders |= {"data.frame_cache": Path(cache)} if cache else {}
-    crowded = []
+    crowded = ""
     for key, folder in folders.items():
         place = _existing(folder)
         reason = _unwritable(place)
@@ -205,18 +224,18 @@ def disks(subject: Subject) -> Finding:
             return fail(
                 f"{key}: {folder} has {usage.free / MIB:.0f} MiB free", _where_else(key, "no space is left")
             )
-        if usage.used > _FULL_SHARE * (usage.used + usage.free):
-            crowded.append(f"{key}: the disk of {folder} is {usage.used / usage.total:.0%} full")
+        if key == _TEMPORARY and usage.used > _FULL_SHARE * (usage.used + usage.free):
+            crowded = f"{key}: the disk of {folder} is {usage.used / usage.total:.0%} full"
     if crowded:
         return warn(
-            crowded[0], "Make room: Ray keeps objects in memory only once a disk is more than 95 % full."
+            crowded, "Make room: Ray keeps objects in memory only once a disk is more than 95 % full."
         )
     free = min(shutil.disk_usage(_existing(folder)).free for folder in folders.values())
     return ok(f"{', '.join(folders)} can be written; {free / GIB:.0f} GiB free at least")
 
 
 def _where_else(key: str, reason: str) -> str:
-    if key == "temporary files":
+    if key == _TEMPORARY:
         return "Make room there, or name another folder: RAY_TMPDIR=/another/short/path"
     return f"Name another folder: {key}=/a/folder" + (", or make room there." if "space" in reason else ".")
 

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 
 from keytoken.doctor.child import run_child
@@ -46,6 +45,8 @@ def write_clip(codec: str, path: str) -> None:
 
 
 def _exists(encoder: str) -> bool:
+    import av  # in the child, where a broken one does no harm
+
     try:
         av.codec.Codec(encoder, "w")
     except av.codec.codec.UnknownCodecError:
@@ -54,6 +55,8 @@ def _exists(encoder: str) -> bool:
 
 
 def _write(path: Path, encoder: str) -> None:
+    import av
+
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream(encoder, rate=RATE)
         stream.width, stream.height, stream.pix_fmt = NUM_FRAMES * BAR, _HEIGHT, "yuv420p"
