@@ -202,7 +202,7 @@ class Browser:
         request = urllib.request.Request(self._root + path, data, {"Content-Type": "application/json"})
         request.method = method
         try:
-            with urllib.request.urlopen(request, timeout=120) as reply:
+            with urllib.request.urlopen(request, timeout=330) as reply:  # a page has 300 s
                 return json.load(reply)["value"]
         except urllib.error.HTTPError as problem:
             raise AssertionError(problem.read().decode()[:2000]) from problem
