@@ -1,12 +1,17 @@
+import errno
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from keytoken.data import child
 from keytoken.data.contract import SamplingContract
+from keytoken.data.headers import quick_hash
 from keytoken.data.quarantine import named_clips, scan_parquet, scan_rows
 from keytoken.demo.render import write_clip
 from keytoken.errors import DataError
@@ -60,5 +65,47 @@ def test_several_children_find_what_one_finds(tmp_path: Path) -> None:
         12 + number for number in range(12) if (11 - number) % 3
     ]
     assert len(one.quarantined) == 8 and len(one.shapes) == 8
-    known = scan_rows(rows, CONTRACT, jobs=1, known=range(24))  # they only have to be there
-    assert known.kept == list(range(24)) and known.shapes == {}
+
+
+def test_known_rows_are_decoded_again_if_their_clips_changed(tmp_path: Path) -> None:
+    """Also a row that does not say what its clip held."""
+    paths = [tmp_path / f"{number}.mp4" for number in range(6)]
+    for path in paths:
+        write_clip(path, np.zeros((4, 56, 56, 3), dtype=np.uint8))
+    rows = [{"videos": [{"video": str(path)}], "extra_info": {"content": quick_hash(path)}} for path in paths]
+    paths[1].write_bytes(b"")
+    paths[2].write_bytes(paths[2].read_bytes()[:200])
+    paths[3].unlink()
+    write_clip(paths[4], np.zeros((8, 56, 56, 3), dtype=np.uint8))
+    rows[5]["extra_info"] = None
+    scan = scan_rows(rows, CONTRACT, jobs=1, known=range(6))
+    assert (scan.kept, sorted(scan.unchanged)) == ([0, 4, 5], [0])
+    assert set(scan.shapes) == {str(paths[4]), str(paths[5])}
+    words = [entry.reason for entry in scan.quarantined]
+    assert [entry.row for entry in scan.quarantined] == [1, 2, 3]
+    assert "is empty" in words[0] and "cannot be decoded" in words[1] and "no such file" in words[2]
+
+
+def test_a_closed_folder_costs_its_rows_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.11 asks os.stat whether a file exists, and raises if it may not look."""
+    closed = str(tmp_path / "closed.mp4")
+    genuine = os.stat
+
+    def stat(path: Any, *rest: Any, **options: Any) -> os.stat_result:
+        if os.fspath(path) == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", closed)
+        return genuine(path, *rest, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    monkeypatch.setattr(child, "_START_METHOD", "fork")  # the child as well
+    rows = [{"videos": []}, {"videos": [closed], "extra_info": {"content": "0"}}]
+    scan = scan_rows(rows, CONTRACT, jobs=1, known=range(2))
+    assert scan.kept == [0]
+    assert "closed.mp4: cannot be found (Permission denied)" in scan.quarantined[0].reason
+
+
+def test_a_row_that_names_no_clip_is_set_aside_alone() -> None:
+    scan = scan_rows([{"videos": [{"video": 7}]}, {"videos": []}], CONTRACT, jobs=1)
+    assert scan.kept == [1]
+    (entry,) = scan.quarantined
+    assert entry.row == 0 and "a video given as int is not supported" in entry.reason

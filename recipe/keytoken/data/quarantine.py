@@ -8,8 +8,8 @@ and listed with their reasons; no row is ever given another clip.
 import functools
 import json
 import os
-from collections.abc import Container, Iterable, Sequence
-from concurrent.futures import as_completed
+from collections.abc import Container, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from tqdm import tqdm
 from keytoken.data.cache.store import Shape, clip_shape
 from keytoken.data.child import clip_processes
 from keytoken.data.contract import SamplingContract
+from keytoken.data.headers import quick_hash
 from keytoken.data.part import Part, clip_path, named_clip
 from keytoken.errors import ClipError, DataError
 
@@ -51,11 +52,13 @@ class Scan:
         kept: Numbers of the rows whose clips can all be read.
         quarantined: The others, with their reasons.
         shapes: T, C, H, W of the frames of each clip, or part of one, that can be read.
+        unchanged: Numbers of the known rows that were kept undecoded, since their clips are as they were.
     """
 
     kept: list[int]
     quarantined: list[Quarantined]
     shapes: dict[str | Part, Shape]
+    unchanged: frozenset[int] = frozenset()
 
 
 def named_clips(row: dict[str, Any], video_key: str = "videos") -> list[str | Part]:
@@ -91,28 +94,39 @@ def scan_rows(
         cache: Folder of a frame cache, which has all readable clips afterwards; None for none.
         jobs: Clips decoded at once, each in a process of its own; None for one a core, at most 8,
             and fewer for few clips.
-        known: Numbers of rows whose clips were decoded before; they only have to be there still.
+        known: Numbers of rows whose clips were decoded before. A row with one clip that has the content its
+            ``extra_info`` says is not decoded again; all others are.
 
     Returns:
         What was found.
     """
-    clips_of = [named_clips(row, video_key) for row in rows]
-    wanted = dict.fromkeys(
-        clip for number, clips in enumerate(clips_of) if number not in known for clip in clips
-    )
-    found = _decoded(list(wanted), contract, limit_s, cache, jobs)
     kept: list[int] = []
     quarantined: list[Quarantined] = []
-    for number, clips in enumerate(clips_of):
-        for clip in clips:
-            reason = _missing(clip) if number in known else found[clip]
-            if isinstance(reason, str | ClipError):
+    clips_of: dict[int, list[str | Part]] = {}
+    contents: dict[int, str | None] = {}
+    for number, row in enumerate(rows):
+        try:
+            clips_of[number] = named_clips(row, video_key)
+        except DataError as problem:
+            quarantined.append(Quarantined(number, str(row.get(video_key)), str(problem)))
+            continue
+        if number in known:
+            contents[number] = (row.get("extra_info") or {}).get("content")
+    unchanged = _unchanged(clips_of, contents)
+    wanted = dict.fromkeys(
+        clip for number, clips in clips_of.items() if number not in unchanged for clip in clips
+    )
+    found = _decoded(list(wanted), contract, limit_s, cache, jobs)
+    for number, clips in clips_of.items():
+        for clip in clips if number not in unchanged else ():
+            if isinstance(reason := found[clip], ClipError):
                 quarantined.append(Quarantined(number, str(clip), str(reason)))
                 break
         else:
             kept.append(number)
+    quarantined.sort(key=lambda row: row.row)
     shapes = {clip: outcome for clip, outcome in found.items() if not isinstance(outcome, ClipError)}
-    return Scan(kept, quarantined, shapes)
+    return Scan(kept, quarantined, shapes, unchanged)
 
 
 def _decoded(
@@ -133,9 +147,27 @@ def _decoded(
     return found
 
 
-def _missing(clip: str | Part) -> str | None:
-    path = clip_path(clip)
-    return None if path.exists() else f"clip {path}: no such file; check the dataset's video paths"
+def _unchanged(
+    clips_of: Mapping[int, Sequence[str | Part]], contents: Mapping[int, str | None]
+) -> frozenset[int]:
+    """Numbers of the rows whose clips have the content that the rows say, as when they were prepared."""
+    paths = dict.fromkeys(clip_path(clip) for number in contents for clip in clips_of[number])
+    with ThreadPoolExecutor(_MOST_JOBS) as pool:  # they wait for the file system
+        hashed = tqdm(pool.map(_content, paths), "comparing clips", len(paths), unit="clip", mininterval=1.0)
+        found = dict(zip(paths, hashed, strict=True))
+    return frozenset(
+        number
+        for number, content in contents.items()
+        if all(content and found[clip_path(clip)] == content for clip in clips_of[number])
+    )
+
+
+def _content(path: Path) -> str | None:
+    """A clip's quick hash; None if there is none, which decoding it will explain."""
+    try:
+        return quick_hash(path) if path.is_dir() or path.is_file() else None
+    except (OSError, ValueError, DataError):  # closed to us; a zero byte in the name; a folder without frames
+        return None
 
 
 def scan_parquet(

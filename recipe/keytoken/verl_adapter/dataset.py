@@ -82,7 +82,9 @@ class VideoDataset(RLHFDataset):
         check_settings(policy, jobs)
         counts = usable_counts(infos, contract, policy)
         if counts:
-            what = "%d of %d rows say how many vision tokens they have; their clips are not decoded now"
+            what = (
+                "%d of %d rows say how many vision tokens they have; of them only changed clips are decoded"
+            )
             logger.warning(what, len(counts), len(dataframe))
         scan = scan_rows(
             dataframe,
@@ -95,7 +97,8 @@ class VideoDataset(RLHFDataset):
         self.quarantined = scan.quarantined
         kept = []
         for number in scan.kept:
-            reason = self._reason_against(dataframe[number], contract, scan.shapes, counts.get(number))
+            count = counts[number] if number in scan.unchanged else None
+            reason = self._reason_against(dataframe[number], contract, scan.shapes, count)
             if reason is None:
                 kept.append(number)
             else:
