@@ -256,7 +256,9 @@ def test_a_clip_cut_short_is_shown_as_far_as_it_goes_and_says_so(
 
 
 @pytest.mark.parametrize(
-    ("name", "codec"), [("a.mkv", "libx264"), ("a.webm", "libvpx"), ("a.flv", "libx264")]
+    ("name", "codec"),
+    [("a.mkv", "libx264"), ("a.webm", "libvpx"), ("a.flv", "libx264")],
+    ids=["Matroska cut short", "WebM cut short", "Flash cut short"],
 )
 def test_a_cut_clip_without_a_list_of_frames_says_so(numbered: Numbered, name: str, codec: str) -> None:
     """Matroska and Flash state a duration alone: 60 frames, five a second."""
@@ -266,9 +268,7 @@ def test_a_cut_clip_without_a_list_of_frames_says_so(numbered: Numbered, name: s
     assert 10 < clip.num_source_frames < 55
     found = re.search(r"states (\S+) s and holds (\S+) s", clip.note)
     assert found is not None
-    seconds = [
-        float(number) for number in found.groups()
-    ]  # Flash counts from the first packet, 0.4 s earlier
+    seconds = [float(number) for number in found.groups()]  # Flash: from the first packet, 0.4 s earlier
     assert seconds == pytest.approx([12.0, (clip.num_source_frames - 1) / 5], abs=0.7)
 
 

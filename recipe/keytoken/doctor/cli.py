@@ -37,9 +37,8 @@ def add_doctor(commands: Any, say: Callable[[str], None]) -> None:
 
 
 def _doctor(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
-    from keytoken.doctor.report import as_json, exit_code
-
     try:
+        from keytoken.doctor.report import as_json, exit_code
         from keytoken.doctor.run import examine
     except (ImportError, OSError) as problem:  # a package of the stack, or one of its libraries, is broken
         raise DoctorError(
