@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -66,3 +67,17 @@ def test_platform_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
     assert on_cpu()
     monkeypatch.setenv("VERL_PLATFORM", "nvidia")
     assert not on_cpu()
+
+
+def test_vllms_server_leaves_warnings_to_be_seen() -> None:
+    code = (
+        "import logging, keytoken.verl_adapter.register\n"
+        "from verl.workers.rollout.vllm_rollout import vllm_async_server\n"
+        "assert 'model_hosting_container_standards' in __import__('sys').modules\n"
+        "assert logging.getLogger('keytoken').isEnabledFor(logging.WARNING), logging.root.level\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if "LOG_LEVEL" not in name}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=200, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -32,6 +32,9 @@ from keytoken.verl_adapter.shims.hooks import on_cpu
 
 TEXT_TOKENS = 2048  # room for the words of a question
 _WEIGHTS = (".safetensors", ".bin")
+_NO_DOWNLOAD = (
+    "Nothing is downloaded: give the folder of a model (with config.json) or a run of keytoken train."
+)
 
 
 def evaluate(options: EvaluateOptions, announce: Callable[[str], None]) -> Path:
@@ -48,7 +51,9 @@ def evaluate(options: EvaluateOptions, announce: Callable[[str], None]) -> Path:
         KeyTokenError: what the user can mend: options, questions, media, model or machine.
     """
     benchmark = get_benchmark(options.benchmark)
-    require(Path(options.model).expanduser().is_dir(), f"model={options.model}: no such folder.")
+    require(
+        Path(options.model).expanduser().is_dir(), f"model={options.model}: no such folder. {_NO_DOWNLOAD}"
+    )
     source = read_source(benchmark, options)
     model = _model_folder(Path(options.model).expanduser())
     frames = frames_of(options, benchmark.sampling, model)

@@ -64,10 +64,13 @@ def read_source(benchmark: Benchmark, options: EvaluateOptions) -> Source:
         )
     if root is not None and not root.is_dir():
         raise ConfigurationError(f"media_root={root}: no such folder")
+    style = options.style or (OFFICIAL if is_demo else "reasoning")
+    if items:
+        question_text(benchmark, items[0], style)  # refuses a style that does not exist
     return Source(
         items,
         root,
-        options.style or (OFFICIAL if is_demo else "reasoning"),
+        style,
         options.max_tokens or (DEMO_MAX_TOKENS if is_demo else MAX_TOKENS),
         questions_digest(questions),
     )

@@ -8,6 +8,7 @@ each shim file is loaded when the module it patches is.
 """
 
 import importlib
+import os
 from types import ModuleType
 from typing import NamedTuple
 
@@ -46,6 +47,9 @@ def _arrange(shim: Shim) -> None:
     when_imported(shim.target, apply)
 
 
+# A package that vLLM's server imports (model_hosting_container_standards, logging_config.py) puts the root
+# logger to this level, by default ERROR: no warning of the process would be seen any more.
+os.environ.setdefault("SAGEMAKER_CONTAINER_LOG_LEVEL", "WARNING")
 check_versions()
 watch_owner()
 torch_extensions.install()
