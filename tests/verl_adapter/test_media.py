@@ -73,6 +73,19 @@ def register(*prompts: str) -> None:
     tq.kv_batch_put(keys=list(prompts), partition_id="train", tags=tags)
 
 
+def replay_buffer(**filtering: Any) -> Any:
+    """verl's, as its synchronous trainer has it."""
+    return ReplayBuffer(
+        trainer_mode="sync",
+        trainer_config=OmegaConf.create(),
+        max_off_policy_threshold=None,
+        max_off_policy_strategy="drop",
+        sampler_kwargs=OmegaConf.create(),
+        poll_interval=0.01,
+        **filtering,
+    )
+
+
 def answer(prompt: str, made: dict[str, Tensor], rewards: list[float]) -> int:
     """Answers as verl's agent loop stores them, one for each reward; returns the bytes of pixels put."""
     shared = PromptMedia(prompt, made)
@@ -170,14 +183,7 @@ def test_media_go_with_their_prompt(empty: None) -> None:
         answer(prompt, made, rewards)
     assert stored() == {"a", "b", "c"}
     assert media.clear_finished() == 3 * bytes_of(made)
-    buffer = ReplayBuffer(
-        trainer_mode="sync",
-        trainer_config=OmegaConf.create(),
-        max_off_policy_threshold=None,
-        max_off_policy_strategy="drop",
-        sampler_kwargs=OmegaConf.create(),
-        poll_interval=0.01,
-    )
+    buffer = replay_buffer()
     batch, _ = buffer.sample(global_steps=1, partition_id="train", batch_size=1)
     (trained,) = {key.split("_")[0] for key in batch.keys}
     assert trained in "abc" and stored() == {"a", "b", "c"}  # for as long as the step lasts
@@ -205,13 +211,7 @@ def test_verl_filters_a_group_without_signal(empty: None) -> None:
     register(*rewards)
     for prompt, given in rewards.items():
         answer(prompt, made, given)
-    buffer = ReplayBuffer(
-        trainer_mode="sync",
-        trainer_config=OmegaConf.create(),
-        max_off_policy_threshold=None,
-        max_off_policy_strategy="drop",
-        sampler_kwargs=OmegaConf.create(),
-        poll_interval=0.01,
+    buffer = replay_buffer(
         refill_fn=lambda count: pytest.fail(f"asked for {count} more"),
         filter_groups_metric="reward",
         train_batch_size=1,

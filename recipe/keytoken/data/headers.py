@@ -114,16 +114,15 @@ def num_vision_tokens(header: Header, kind: MediaKind, contract: SamplingContrac
         DataError: A clip without frame rate, or frames that are too elongated for Qwen2-VL.
         SpanError: No frame lies in the part.
     """
-    tile = contract.patch_size * contract.merge_size
     if kind == "image":
+        tile = contract.patch_size * contract.merge_size
         low, high = (count * tile * tile for count in _IMAGE_TOKENS)
         height, width = resized_shape(
             header.height, header.width, replace(contract, min_pixels=low, max_pixels=high)
         )
-        return (height // tile) * (width // tile)
+        return tokens_of_picture(height, width, contract)
     if header.decoded_shape:
-        frames, _, height, width = header.decoded_shape
-        return frames // contract.temporal_patch_size * (height // tile) * (width // tile)
+        return tokens_of_frames(header.decoded_shape, contract)
     fps = header.fps
     if header.frames_from == "folder" and not fps:
         if span != WHOLE:
@@ -135,7 +134,19 @@ def num_vision_tokens(header: Header, kind: MediaKind, contract: SamplingContrac
     times: Sequence[float] = count if span == WHOLE else [number * seconds for number in count]
     frames = len(choose_frames(times, fps, contract, span).numbers)
     height, width = resized_shape(header.height, header.width, contract)
-    return frames // contract.temporal_patch_size * (height // tile) * (width // tile)
+    return tokens_of_frames((frames, 3, height, width), contract)
+
+
+def tokens_of_frames(shape: Sequence[int], contract: SamplingContract) -> int:
+    """Vision tokens of frames of that shape, T, C, H, W, resized by the contract."""
+    frames, _, height, width = shape
+    return frames // contract.temporal_patch_size * tokens_of_picture(height, width, contract)
+
+
+def tokens_of_picture(height: int, width: int, contract: SamplingContract) -> int:
+    """Vision tokens of one resized picture, and of as many frames as make one patch."""
+    tile = contract.patch_size * contract.merge_size
+    return (height // tile) * (width // tile)
 
 
 def _image_header(path: Path, asked: Inspection) -> Header:

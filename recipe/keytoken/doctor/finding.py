@@ -1,11 +1,11 @@
 """What a check says, and what it is asked about."""
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from omegaconf import DictConfig
 
@@ -83,12 +83,14 @@ class Subject:
         problem: Why the configuration cannot be made.
         clip: A clip of the user's that should be decoded as well.
         short: Whether only the checks that a run makes before it starts are asked for.
+        rows: Rows of data files that a check has read, for the next one.
     """
 
     config: DictConfig | None = None
     problem: KeyTokenError | None = None
     clip: Path | None = None
     short: bool = False
+    rows: dict[Path, list[Mapping[str, Any]]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def run(self) -> DictConfig:

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from keytoken.data.cache.store import clip_shape
 from keytoken.data.child import ClipProcess
 from keytoken.data.contract import SamplingContract
+from keytoken.data.headers import tokens_of_frames
 from keytoken.doctor.finding import Finding, Subject, fail, ok, several, skip, warn
 from keytoken.errors import ClipError
 
@@ -34,7 +35,7 @@ def data_rows(subject: Subject) -> Finding:
                 continue
             try:
                 total += pq.ParquetFile(path).metadata.num_rows
-                reason = next(_faults(read_rows(path, subject.short), subject.run.data), "")
+                reason = next(_faults(read_rows(path, subject), subject.run.data), "")
             except (OSError, pa.ArrowException) as problem:
                 reason = f"no Parquet file that can be read ({str(problem).splitlines()[0][:150]})"
             if reason:
@@ -59,13 +60,13 @@ def files_of(subject: Subject, key: str) -> list[Path]:
     return [Path(name).expanduser() for name in names if "://" not in name]
 
 
-def read_rows(path: Path, short: bool) -> list[Row]:
-    """All rows of a file, or in the short form the first few."""
-    file = pq.ParquetFile(path)
-    if not short:
-        return list(file.read().to_pylist())
-    batch = next(file.iter_batches(batch_size=_SHORT_ROWS), None)
-    return [] if batch is None else list(batch.to_pylist())
+def read_rows(path: Path, subject: Subject) -> list[Row]:
+    """All rows of a file, or in the short form the first few; read once, however many checks ask."""
+    if path not in subject.rows:
+        file = pq.ParquetFile(path)
+        batch = next(file.iter_batches(batch_size=_SHORT_ROWS), None) if subject.short else file.read()
+        subject.rows[path] = [] if batch is None else batch.to_pylist()
+    return subject.rows[path]
 
 
 def training_rows(subject: Subject) -> Iterator[tuple[Path, Row]]:
@@ -73,7 +74,7 @@ def training_rows(subject: Subject) -> Iterator[tuple[Path, Row]]:
     for path in files_of(subject, "train_files"):
         if path.suffix == ".parquet":
             try:
-                rows = read_rows(path, subject.short)
+                rows = read_rows(path, subject)
             except (OSError, pa.ArrowException):  # the check of the rows says so
                 continue
             yield from ((path, row) for row in rows)
@@ -184,7 +185,7 @@ def clip_sample(subject: Subject) -> Finding:
         words = f"{len(failures)} of {len(sample)} clips cannot be decoded: {failures[0]}"
         remedy = "Find all of them: keytoken data cache build, or keytoken data prepare with check=decode."
         return fail(words, remedy) if not shapes else warn(words, f"{remedy} A run would set them aside.")
-    tokens = max(_tokens(shape, subject.contract) for shape in shapes)
+    tokens = max(tokens_of_frames(shape, subject.contract) for shape in shapes)
     limit = subject.run.data.max_prompt_length
     frames, _, height, width = shapes[0]
     words = f"{len(sample)} clips decode, the first as {frames} frames of {height}x{width}, {tokens} tokens"
@@ -206,8 +207,3 @@ def _decode(paths: Sequence[str], contract: SamplingContract) -> tuple[list[tupl
             except ClipError as problem:
                 failures.append(str(problem))
     return shapes, failures
-
-
-def _tokens(shape: Sequence[int], contract: SamplingContract) -> int:
-    tile = contract.patch_size * contract.merge_size
-    return shape[0] // contract.temporal_patch_size * (shape[2] // tile) * (shape[3] // tile)

@@ -17,6 +17,7 @@ from keytoken.losses.policy import loss_totals
 from keytoken.schema import ViewConfig
 from keytoken.verl_adapter.agent_loop import ANSWER_VISION_TOKENS, CLIP_READS, MEDIA_PUT_BYTES
 from keytoken.verl_adapter.compat import response_to_nested
+from keytoken.verl_adapter.keys import place_of
 
 # What the attribution passes read; everything else stays in storage.
 PASS_INPUTS = ("input_ids", "position_ids", "responses", "multi_modal_inputs", "uid")
@@ -75,7 +76,7 @@ def order_of_whole_groups(keys: list[str], padding: list[bool], num_ranks: int) 
     groups: dict[str, list[int]] = {}
     for row in _canonical(keys):
         if not padding[row]:
-            groups.setdefault(_place_of(keys[row])[0], []).append(row)
+            groups.setdefault(place_of(keys[row])[0], []).append(row)
     shares: list[list[int]] = [[] for _ in range(num_ranks)]
     for prompt, group in groups.items():
         room = next((rows for rows in shares if len(rows) + len(group) <= share), None)
@@ -257,10 +258,4 @@ def canonical_order(batch: KVBatchMeta) -> None:
 
 def _canonical(keys: list[str]) -> list[int]:
     """The rows by prompt and answer number."""
-    return sorted(range(len(keys)), key=lambda row: _place_of(keys[row]))
-
-
-def _place_of(key: str) -> tuple[str, int, int]:
-    """Prompt, number of the answer and of its part; verl's keys are ``{prompt}_{answer}_{part}``."""
-    prompt, answer, part = key.rsplit("_", 2)
-    return prompt, int(answer), int(part)
+    return sorted(range(len(keys)), key=lambda row: place_of(keys[row]))

@@ -26,11 +26,11 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ from keytoken.data.cache.store import CacheStatistics, FrameCache, Read, Shape, 
 from keytoken.data.clip_check import NEW, check_settings
 from keytoken.data.clips import Clip, read_clip
 from keytoken.data.contract import SamplingContract
+from keytoken.data.headers import tokens_of_frames, tokens_of_picture
 from keytoken.data.part import Part, named_clip
 from keytoken.data.quarantine import Quarantined, scan_rows
 from keytoken.data.timed import read_clip_within
@@ -69,13 +70,21 @@ class VideoDataset(RLHFDataset):
 
     quarantined: list[Quarantined]
 
+    @cached_property
+    def _contract(self) -> SamplingContract:
+        return sampling_contract(self.config, self.image_patch_size)
+
+    @cached_property
+    def _contract_digest(self) -> str:
+        return self._contract.digest()  # asked for with every row
+
     def maybe_filter_out_long_prompts(self, dataframe: datasets.Dataset) -> datasets.Dataset:
         """Set aside unreadable and overlong rows; verl calls this once after reading the files.
 
         Raises:
             DataError: no row is left.
         """
-        contract = sampling_contract(self.config, self.image_patch_size)
+        contract = self._contract
         _require_contract(dataframe, self.video_key, contract)
         infos = dataframe[_INFO] if _INFO in dataframe.column_names else []
         policy, jobs = self.config.get("clip_check", NEW), self.config.get("clip_check_jobs")
@@ -124,15 +133,14 @@ class VideoDataset(RLHFDataset):
             ClipError: a clip that was readable when the dataset was opened no longer is.
         """
         contract = sampling_contract(config, image_patch_size)
-        tile = contract.patch_size * contract.merge_size
         images, clips = [], []
         for item in _media_items(messages, "image"):
             images.append(_load_image(item, contract))
             width, height = images[-1].size
-            compare_count(item, (height // tile) * (width // tile))
+            compare_count(item, tokens_of_picture(height, width, contract))
         for item in _media_items(messages, "video"):
             clips.append(_read(named_clip(item), contract, config))
-            compare_count(item, _num_tokens(clips[-1].frames.shape, contract))
+            compare_count(item, tokens_of_frames(clips[-1].frames.shape, contract))
         return images or None, [(clip.frames, clip.metadata()) for clip in clips] or None, None
 
     @classmethod
@@ -154,7 +162,7 @@ class VideoDataset(RLHFDataset):
         """verl's, with the number of vision tokens beside the medium that the row counts them of."""
         messages: list[dict[str, Any]] = super()._build_messages(example, key)
         info = example.get(_INFO) or {}
-        count = counted(info, sampling_contract(self.config, self.image_patch_size).digest())
+        count = counted(info, self._contract_digest)
         items = [item for kind in ("image", "video") for item in _media_items(messages, kind)]
         if count is not None and len(items) == 1:
             items[0] |= {COUNT: count, ROW: info.get("prompt_id", info.get("index"))}
@@ -203,14 +211,13 @@ class VideoDataset(RLHFDataset):
         length = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         if count is not None:
             return length + count - 1
-        tile = contract.patch_size * contract.merge_size
         for item in _media_items(messages, "image"):
             width, height = _load_image(item, contract).size
-            length += (height // tile) * (width // tile) - 1
+            length += tokens_of_picture(height, width, contract) - 1
         for item in _media_items(messages, "video"):
             clip = named_clip(item)
             shape = shapes.get(clip) or clip_shape(clip, contract, self.config.get("frame_cache"))
-            length += _num_tokens(shape, contract) - 1
+            length += tokens_of_frames(shape, contract) - 1
         return length
 
     def _report(self, num_rows: int) -> None:
@@ -228,13 +235,6 @@ class VideoDataset(RLHFDataset):
             earlier = path.read_text().splitlines()
             lines = [line for line in earlier if json.loads(line)["dataset"] != dataset] + lines
         path.write_text("".join(line + "\n" for line in lines))
-
-
-def _num_tokens(shape: Sequence[int], contract: SamplingContract) -> int:
-    """Vision tokens of frames of that shape."""
-    frames, _, height, width = shape
-    tile = contract.patch_size * contract.merge_size
-    return frames // contract.temporal_patch_size * (height // tile) * (width // tile)
 
 
 def sampling_contract(config: Mapping[str, Any], image_patch_size: int) -> SamplingContract:

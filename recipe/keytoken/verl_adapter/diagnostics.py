@@ -26,6 +26,7 @@ from transfer_queue import KVBatchMeta
 from keytoken.attribution.diagnostics import diagnose, word_class
 from keytoken.attribution.types import Signals, TokenWeights
 from keytoken.losses.denominators import loss_totals, token_coefficients
+from keytoken.verl_adapter.keys import place_of
 
 RIGHT_ABOVE = 0.5
 
@@ -109,11 +110,11 @@ def _answers(
 ) -> list[dict[str, Any]]:
     rows = []
     for row in mask.any(dim=1).nonzero().flatten().tolist():
-        prompt_id, answer, _ = keys[row].rsplit("_", 2)
+        prompt_id, answer, _ = place_of(keys[row])
         rows.append(
             {
                 "prompt_id": prompt_id,
-                "answer": int(answer),
+                "answer": answer,
                 "tokens": int(mask[row].sum()),
                 "selected": int(result.selected[row].sum()),
                 "weight": float(result.weights[row].sum()),

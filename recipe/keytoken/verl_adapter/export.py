@@ -45,6 +45,7 @@ from transfer_queue import KVBatchMeta
 from keytoken.attribution.types import Signals, TokenWeights
 from keytoken.data.part import entry_of, named_clip
 from keytoken.verl_adapter import batch as batches
+from keytoken.verl_adapter.keys import place_of
 
 logger = logging.getLogger(__name__)
 VERSION = 2
@@ -68,19 +69,19 @@ def maybe_write(trainer: Any, batch: KVBatchMeta, signals: Signals, result: Toke
         return None
     # Whole groups first: answers of one prompt are worth more side by side than spread.
     real = [row for row, tag in enumerate(batch.tags) if not tag.get("is_padding", False)]
-    order = sorted(real, key=lambda row: _place_of(batch.keys[row]))[: export.max_responses]
+    order = sorted(real, key=lambda row: place_of(batch.keys[row]))[: export.max_responses]
     kept = KVBatchMeta(
         partition_id=batch.partition_id,
         keys=[batch.keys[row] for row in order],
         tags=[batch.tags[row] for row in order],
     )
     data = batches.read(kept, list(STORED))
-    sizes = Counter(_place_of(batch.keys[row])[0] for row in real)
+    sizes = Counter(place_of(batch.keys[row])[0] for row in real)
     decode = _Decoder(trainer.tokenizer)
     rows = [
         {
             "step": step,
-            "group_size": sizes[_place_of(key)[0]],
+            "group_size": sizes[place_of(key)[0]],
             **_row(decode, key, place, index, data, signals, result),
         }
         for place, (key, index) in enumerate(zip(kept.keys, order, strict=True))
@@ -147,7 +148,7 @@ def _row(
 ) -> dict[str, Any]:
     """One answer: number ``place`` of what was read, row ``index`` of the batch."""
     ids = data["responses"][place].tolist()
-    prompt_id, answer = _place_of(key)
+    prompt_id, answer, _ = place_of(key)
 
     def values(tensor: Tensor | None) -> list[Any] | None:
         return None if tensor is None else tensor[index][: len(ids)].tolist()
@@ -193,12 +194,6 @@ def _about(trainer: Any, signals: Signals, num_answers: int) -> dict[str, Any]:
         "batch_answers": num_answers,
         "word_classes": keytoken.diagnostics.word_classes,
     }
-
-
-def _place_of(key: str) -> tuple[str, int]:
-    """Prompt and number of the answer; verl's keys are ``{prompt}_{answer}_{part}``."""
-    prompt, answer, _ = key.rsplit("_", 2)
-    return prompt, int(answer)
 
 
 def _clips(messages: Any) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ from keytoken.errors import ConfigurationError
 from keytoken.rewards.order import order_bonuses
 from keytoken.schema import OrderBonusConfig
 from keytoken.verl_adapter.compat import tensordict_utils
+from keytoken.verl_adapter.keys import place_of
 
 # A field of a prompt: how many shuffled answers it is to have.
 SHUFFLED_ANSWERS = "shuffled_answers"
@@ -115,7 +116,7 @@ def raise_rewards(batch: KVBatchMeta, config: OrderBonusConfig) -> dict[str, flo
     result = order_bonuses(
         [accuracy_of(row) for row in extra],
         [row.get(SHUFFLED_ACCURACY) for row in extra],
-        [key.rsplit("_", 2)[0] for key in keys],
+        [place_of(key)[0] for key in keys],
         config,
     )
     if any(result.bonuses):
