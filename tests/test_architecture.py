@@ -16,9 +16,10 @@ MAX_FUNCTION_LINES = 60
 
 # A part may import from itself and from lines further down; within the first and the last line anything goes.
 LAYERS = (
-    ("cli", "main", "bench", "compose", "golden", "explain", "progress", "study", "evaluation", "doctor"),
-    ("lens",),
+    ("cli", "main", "bench", "compose", "golden", "explain", "progress", "study", "evaluation", "doctor")
+    + ("submit",),
     ("verl_adapter",),
+    ("lens",),
     ("workers",),
     ("demo",),
     ("validate", "resources"),
@@ -26,14 +27,14 @@ LAYERS = (
     ("loss_rules",),
     ("data",),
     ("scoring",),
-    ("attribution", "losses", "rewards"),
-    ("schema", "loss_config", "view_config", "block", "words", "fields", "checks", "errors"),
+    ("attribution", "losses", "rewards", "parity"),
+    ("schema", "loss_config", "view_config", "parity_config", "block", "words", "fields", "checks", "errors"),
 )
 PURE = {*LAYERS[-2], *LAYERS[-1]}
 PURE_MAY_IMPORT = {"torch", "numpy", "keytoken", "keytoken_kernels"} | sys.stdlib_module_names
 REWARDS_MAY_IMPORT = {"rouge_score", "jiwer", "rapidfuzz"}  # text distances
 ONLY_THE_ADAPTER_IMPORTS = {"verl", "ray", "vllm", "transfer_queue"}
-ADAPTER = {"verl_adapter", "workers"}
+ADAPTER = {"verl_adapter", "workers", "submit"}  # submit talks to Ray's job server, before any of the rest
 # The one door to what is not public in verl; workers sit below the adapter and go through it as well.
 OPEN_TO_WORKERS = "keytoken.verl_adapter.compat"
 

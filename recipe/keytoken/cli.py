@@ -17,6 +17,7 @@ from keytoken.errors import DataError, KeyTokenError
 from keytoken.evaluation.cli import add_evaluate
 from keytoken.lens.cli import add_lens
 from keytoken.scoring.cli import add_lmms_export, add_score
+from keytoken.submit.cli import add_submit
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,8 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(arguments.run(arguments))
     except KeyTokenError as problem:
         # An error raised on a worker comes back wrapped by Ray; its message would be a remote traceback.
-        print(f"keytoken: {getattr(problem, 'cause', problem)}", file=sys.stderr)
-        return 2
+        problem = getattr(problem, "cause", problem)
+        print(f"keytoken: {problem}", file=sys.stderr)
+        return problem.exit_code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--steps", type=int, default=6, help="training steps of each run (default: 6)")
     bench.set_defaults(run=_bench)
     _add_sweep(commands)
+    add_submit(commands, say=print)
     add_doctor(commands, say=print)
     add_data(commands, say=print)
     add_evaluate(commands, say=print)

@@ -8,7 +8,14 @@ and the remedy.
 
 
 class KeyTokenError(Exception):
-    """Root of all errors raised by KeyToken."""
+    """Root of all errors raised by KeyToken.
+
+    Attributes:
+        exit_code: Of a command that ends with the error: 2 for what its user has to mend, 3 for what may pass
+            when the same command is given again.
+    """
+
+    exit_code = 2
 
 
 class ConfigurationError(KeyTokenError, ValueError):
@@ -42,10 +49,18 @@ class VersionError(KeyTokenError, ImportError):
 class ClusterError(KeyTokenError, RuntimeError):
     """The machine or cluster cannot hold the run: GPUs, ports, shared memory."""
 
+    exit_code = 3
+
 
 class WeightSyncError(KeyTokenError, RuntimeError):
     """A weight broadcast that did not end in time or left groups with unequal weights."""
 
+    exit_code = 3
+
 
 class DoctorError(KeyTokenError, RuntimeError):
     """Something that a check before a run found, and that would keep the run from working."""
+
+
+class ParityError(KeyTokenError, RuntimeError):
+    """Engine, actor and attribution group that do not see the same prompt, or score an answer differently."""

@@ -1,9 +1,10 @@
 """The training job: compose the configuration, check it whole, run it."""
 
+import json
 import os
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def train(overrides: Sequence[str]) -> Path:
         require_healthy(config, run_dir / "doctor.json")
     OmegaConf.save(config, run_dir / "config.yaml")
     metrics = _fresh_metrics_file(run_dir)
-    _set_environment(config, {"VERL_FILE_LOGGER_PATH": str(metrics)})
+    _set_environment(config, {"VERL_FILE_LOGGER_PATH": str(metrics), **_tracker_folder(config, run_dir)})
 
     with warnings.catch_warnings():
         # verl lists every training engine it could have used but for a missing package.
@@ -110,7 +111,32 @@ def _set_environment(config: DictConfig, extra: dict[str, str]) -> None:
         environment = runtime.setdefault("env_vars", {})
         for name, value in variables.items():
             environment[name] = value
-    os.environ.update({name: str(value) for name, value in environment.items()})
+        for name in _of_the_job(environment):
+            del environment[name]
+    os.environ.update({name: str(value) for name, value in {**variables, **environment}.items()})
+
+
+def _of_the_job(environment: Mapping[str, Any]) -> list[str]:
+    """Variables that the runtime environment of the job sets already; Ray takes none twice.
+
+    Raises:
+        ConfigurationError: the job sets another value.
+    """
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    given = (job.get("runtime_env") or {}).get("env_vars") or {}
+    for name in set(given) & set(environment):
+        if given[name] != str(environment[name]):
+            raise ConfigurationError(
+                f"the job's runtime environment sets {name}={given[name]}, this run needs "
+                f"{name}={environment[name]}; leave {name} out of the job's --runtime-env-json."
+            )
+    return sorted(set(given) & set(environment))
+
+
+def _tracker_folder(config: DictConfig, run_dir: Path) -> dict[str, str]:
+    """TensorBoard's events lie in the run folder too, unless their folder is named."""
+    wanted = "tensorboard" in config.trainer.logger and "TENSORBOARD_DIR" not in os.environ
+    return {"TENSORBOARD_DIR": str(run_dir / "tensorboard")} if wanted else {}
 
 
 def _fresh_metrics_file(run_dir: Path) -> Path:

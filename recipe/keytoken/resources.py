@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -9,6 +10,16 @@ from omegaconf import DictConfig, OmegaConf
 from keytoken.attribution.methods import needs_passes
 from keytoken.errors import ConfigurationError
 from keytoken.schema import MethodConfig
+
+# Keys whose value is a file or folder that every node opens by that name.
+_SHARED = (
+    "keytoken.run_dir",
+    "data.train_files",
+    "data.val_files",
+    "data.frame_cache",
+    "actor_rollout_ref.model.path",
+    "reward.custom_reward_function.path",
+)
 
 
 def validate_files(config: DictConfig) -> None:
@@ -27,6 +38,34 @@ def validate_files(config: DictConfig) -> None:
         raise ConfigurationError(
             f"actor_rollout_ref.model.path: {path} holds no model (no config.json); {_demo_hint(path)}."
         )
+
+
+def require_absolute(config: DictConfig) -> None:
+    """Refuse paths that mean something else on another machine; for a run that is submitted from this one.
+
+    Whether the files exist is asked on the cluster, when the run starts
+    (:mod:`keytoken.verl_adapter.shared_files`): this machine may have none of them.
+
+    Raises:
+        ConfigurationError: names the key, the path and what to write.
+    """
+    for key, path in shared_paths(config):
+        if not Path(path).is_absolute():
+            absolute = Path(path).expanduser().absolute()
+            raise ConfigurationError(
+                f"{key}={path} is no absolute path, and the job runs in another folder on other machines; "
+                f"give the path by which all nodes of the cluster see it (here it would be {absolute})."
+            )
+
+
+def shared_paths(config: DictConfig) -> Iterator[tuple[str, str]]:
+    """Keys and paths that all nodes have to see; what comes from a hub or a package is no path."""
+    for key in _SHARED:
+        value = OmegaConf.select(config, key)
+        for path in [value] if isinstance(value, str) else value or []:
+            of_a_hub = key == "actor_rollout_ref.model.path" and not is_local_model(path)
+            if "://" not in path and not of_a_hub:
+                yield key, path
 
 
 def is_local_model(path: str) -> bool:

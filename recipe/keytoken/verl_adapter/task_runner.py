@@ -9,7 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ray.exceptions import RayTaskError
 
 from keytoken.errors import ClusterError, ConfigurationError, KeyTokenError
-from keytoken.resources import runs_here
+from keytoken.resources import runs_here, validate_files
 from keytoken.verl_adapter.compat import (
     TaskRunnerV1,
     need_critic,
@@ -41,12 +41,15 @@ _TaskRunner: Any = _plain_class(TaskRunnerV1)
 
 @ray.remote(num_cpus=1)
 class KeyTokenTaskRunner(_TaskRunner):
-    """Registers the modes before verl looks one up; the rest is verl's."""
+    """Registers the modes before verl looks one up and looks for files on all nodes; the rest is verl's."""
 
     def run(self, config: DictConfig) -> None:
         """Run the training job to its end."""
         from keytoken.verl_adapter import trainer  # noqa: F401  (importing it registers the modes)
+        from keytoken.verl_adapter.shared_files import require_seen_by_all
 
+        validate_files(config)
+        require_seen_by_all(config)
         super().run(config)
 
 

@@ -1,0 +1,69 @@
+"""Whether a job that failed is worth another try, and the tries."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from keytoken.errors import KeyTokenError
+from keytoken.submit.client import Outcome
+from keytoken.submit.request import Request
+
+# Ray reports a killed host as dead after 13 to 15 s; a job placed on it before that fails at once.
+RESTART_DELAY_S = 30.0
+
+
+class Server(Protocol):
+    """What is needed of :class:`keytoken.submit.client.JobServer`."""
+
+    def submit(self, request: Request) -> None:
+        """Submit a job."""
+
+    def follow(self, name: str, say: Callable[[str], None]) -> Outcome:
+        """Print the log of a job until it ends."""
+
+
+def run_to_the_end(
+    server: Server,
+    request: Request,
+    max_restarts: int,
+    delay_s: float,
+    say: Callable[[str], None],
+    log: Callable[[str], None],
+) -> Outcome:
+    """Submit a job and, while it fails for reasons that may pass, submit it again.
+
+    A job goes on from its last complete checkpoint because its words are the same (the run folder and
+    ``trainer.resume_mode=auto``).
+
+    Args:
+        server: The cluster's job server.
+        request: The job.
+        max_restarts: Tries after the first.
+        delay_s: Pause before each of them.
+        say: Prints a line of this command.
+        log: Prints text of the job's log.
+    """
+    number = 0
+    while True:
+        name = request.name if number == 0 else f"{request.name}-r{number}"
+        server.submit(dataclasses.replace(request, name=name))
+        say(f"job {name}: submitted; `ray job stop {name}` ends it, and leaving here does not")
+        outcome = server.follow(name, log)
+        if number >= max_restarts or not worth_another_try(outcome):
+            return outcome
+        number += 1
+        say(
+            f"job {name}: {outcome.message or outcome.status}. Try {number} of {max_restarts} in "
+            f"{delay_s:g} s, from the last complete checkpoint."
+        )
+        time.sleep(delay_s)
+
+
+def worth_another_try(outcome: Outcome) -> bool:
+    """Whether the same job may succeed: not after an error of its user's, nor when it was stopped.
+
+    A driver that ends with the code of a user's error (a wrong key, a missing file) would end so again. All
+    else may be the loss of a process or machine, which Ray reports in many ways.
+    """
+    return outcome.status == "FAILED" and outcome.exit_code != KeyTokenError.exit_code

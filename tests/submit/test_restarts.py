@@ -1,0 +1,60 @@
+"""Which failures are worth another try, and how many tries there are."""
+
+import pytest
+
+from keytoken.submit.client import Outcome
+from keytoken.submit.request import Request
+from keytoken.submit.restarts import run_to_the_end, worth_another_try
+
+LOST = Outcome("FAILED", None, "Job supervisor actor died")
+
+
+class Script:
+    """Stands where a job server stands, and ends each job as it was told."""
+
+    def __init__(self, *outcomes: Outcome) -> None:
+        self._outcomes, self.names, self.words = list(outcomes), [], set()
+
+    def submit(self, request: Request) -> None:
+        self.names.append(request.name)
+        self.words.add((request.overrides, tuple(request.variables.items()), request.source))
+
+    def follow(self, name, say) -> Outcome:
+        say(f"log of {name}\n")
+        return self._outcomes.pop(0)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "again"),
+    [
+        (LOST, True),
+        (Outcome("FAILED", 1, "an actor died"), True),
+        (Outcome("FAILED", 3, "the weight sync did not end"), True),
+        (Outcome("FAILED", -9, "killed"), True),
+        (Outcome("FAILED", 2, "a wrong key"), False),
+        (Outcome("SUCCEEDED", 0, ""), False),
+        (Outcome("STOPPED", None, "stopped by its user"), False),
+    ],
+)
+def test_which_failures_are_worth_another_try(outcome: Outcome, again: bool) -> None:
+    assert worth_another_try(outcome) is again
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "limit", "names", "status"),
+    [
+        ([Outcome("SUCCEEDED", 0, "")], 3, ["job"], "SUCCEEDED"),
+        ([LOST, LOST, Outcome("SUCCEEDED", 0, "")], 3, ["job", "job-r1", "job-r2"], "SUCCEEDED"),
+        ([LOST, LOST], 1, ["job", "job-r1"], "FAILED"),
+        ([LOST], 0, ["job"], "FAILED"),
+        ([LOST, Outcome("FAILED", 2, "")], 5, ["job", "job-r1"], "FAILED"),
+    ],
+)
+def test_a_job_is_submitted_again_with_the_same_words(outcomes, limit, names, status) -> None:
+    server, said, logged = Script(*outcomes), [], []
+    request = Request(("method=grpo",), "job", {"A": "b"})
+    outcome = run_to_the_end(server, request, limit, 0.0, said.append, logged.append)
+    assert outcome.status == status and server.names == names
+    assert server.words == {(("method=grpo",), (("A", "b"),), None)}
+    assert logged == [f"log of {name}\n" for name in names]
+    assert sum("Try" in line for line in said) == len(names) - 1
