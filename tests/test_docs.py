@@ -13,6 +13,8 @@ MATRIX = (
     "tests/data/test_bad_clips.py",
     "tests/data/prepare/test_bad_rows.py",
     "tests/scoring/test_bad_input.py",
+    "tests/scoring/benchmarks/test_own.py::test_rows_that_are_not_as_they_were_written",
+    "tests/scoring/benchmarks/test_own.py::test_a_file_that_is_no_prepared_dataset",
     "tests/lens/test_read.py::test_broken_exports_are_named",
 )
 NO_FAULT = {"everything in order"}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
 
 from keytoken.errors import ConfigurationError
-from keytoken.words import parse_words
+from keytoken.words import number_of, parse_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,38 @@ def test_wrong_words_are_one_message(words: list[str], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message) as caught:
         parse(*words)
     assert "\n" not in str(caught.value) and "keytoken data x" in str(caught.value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Framed:
+    sources: tuple[str, ...] = ()
+    sampling: str = field(default="usual", metadata={"keys": True})
+    other: str | None = field(default=None, metadata={"keys": True})
+    plain: str = "x"
+
+
+def test_keys_of_a_setting_are_joined_with_it() -> None:
+    def parsed(*words: str) -> Framed:
+        return parse_words(words, Framed, "x", plain="sources")
+
+    assert parsed("sampling.fps=1").sampling == "usual,fps=1"
+    assert (
+        parsed("sampling.fps=1", "sampling=demo", "sampling.max_frames=8").sampling
+        == "demo,fps=1,max_frames=8"
+    )
+    assert parsed("other.fps=1").other == ",fps=1"  # of nothing that is named here
+    assert parsed("clip.v2=3/a.mp4", "plain.fps=1").sources == ("clip.v2=3/a.mp4", "plain.fps=1")
+    with pytest.raises(ConfigurationError, match=r"'plain\.fps=1' is no setting"):
+        parse_words(["plain.fps=1"], Framed, "x")
+
+
+def test_counts_with_their_nouns() -> None:
+    assert [number_of(count, "question") for count in (0, 1, 2)] == [
+        "0 questions",
+        "1 question",
+        "2 questions",
+    ]
+    assert number_of(2, "answer was", "answers were") == "2 answers were"
 
 
 def test_plain_words_where_none_belong() -> None:

@@ -1,4 +1,4 @@
-"""Settings of a command such as ``keytoken score`` from the words of its command line.
+"""Words of people: the settings of a command such as ``keytoken score``, and counts in what it prints.
 
 Plain words are what the command works on, words of the form key=value its settings. The dataclass that holds
 them says which keys there are, of which type, and which have to be given.
@@ -18,6 +18,7 @@ SettingsT = TypeVar("SettingsT")
 
 # A path such as ./fps=2/clip.mp4 is no setting.
 _SETTING = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
+_KEY_OF_SETTING = re.compile(r"([A-Za-z_]\w*)\.(\w+=.*)", re.DOTALL)
 _BOOLEANS = {"true": True, "false": False}
 
 
@@ -28,6 +29,8 @@ def parse_words(
 
     Example: with fields ``sources: tuple[str, ...]`` and ``jobs: int = 1``, and ``plain="sources"``, the
     words ``a.parquet b.parquet jobs=4`` give ``sources=("a.parquet", "b.parquet"), jobs=4``.
+    With a field ``sampling: str`` whose metadata say ``keys``, ``sampling=demo sampling.fps=1`` give it
+    ``"demo,fps=1"``, whatever their order (:mod:`keytoken.data.sampling_words`).
 
     Args:
         words: What the user wrote after the command.
@@ -43,7 +46,12 @@ def parse_words(
     hints = typing.get_type_hints(settings)
     fields = {field.name: field for field in dataclasses.fields(settings)}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
+    changes: dict[str, list[str]] = {}
     for word in words:
+        inner = _KEY_OF_SETTING.fullmatch(word)
+        if inner and inner[1] in fields and fields[inner[1]].metadata.get("keys"):
+            changes.setdefault(inner[1], []).append(inner[2])
+            continue
         setting = _SETTING.fullmatch(word)
         if setting is None:
             if plain is None:
@@ -58,6 +66,9 @@ def parse_words(
         if key in values and not isinstance(value, tuple):
             raise ConfigurationError(f"{command}: {key} is given twice; keep one of them")
         values[key] = (*values.get(key, ()), *value) if isinstance(value, tuple) else value
+    for key, parts in changes.items():
+        first = values.get(key, fields[key].default)
+        values[key] = ",".join([first if isinstance(first, str) else "", *parts])
     none = dataclasses.MISSING
     missing = [name for name, spec in fields.items() if spec.default is spec.default_factory is none]
     for name in missing:
@@ -65,6 +76,11 @@ def parse_words(
             what = f"give it at least one {name.upper()}" if name == plain else f"add {name}=..."
             raise ConfigurationError(f"{command}: {name} is missing; {what}")
     return settings(**values)
+
+
+def number_of(count: int, one: str, many: str = "") -> str:
+    """A count with its noun: "1 question", "2 questions"; ``many`` where it is not ``one`` and an s."""
+    return f"{count} {one}" if count == 1 else f"{count} {many or one + 's'}"
 
 
 def _value(text: str, hint: Any, where: str) -> Any:

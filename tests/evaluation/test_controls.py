@@ -80,7 +80,7 @@ def test_what_shows_nothing_is_left_out_and_counted() -> None:
     )
     assert [result.num_questions for result in results] == [3, 3]
     assert results[1].difference.value == pytest.approx(1 / 3)
-    assert "1 of 4 questions show nothing" in control_section(results, len(questions))
+    assert "1 question shows nothing, of 4" in control_section(results, len(questions))
     assert compared(questions[3:], answers("none", [True] * 4)[3:]) == []
 
 

@@ -9,9 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from keytoken.data.contract import CONTRACT_FILE, SamplingContract
+from keytoken.data.sampling_words import named_contract
 from keytoken.errors import ConfigurationError, DataError
 from keytoken.evaluation.frames import frames_of
 from keytoken.evaluation.options import EvaluateOptions
@@ -20,6 +23,7 @@ from keytoken.evaluation.run import _header
 from keytoken.evaluation.sources import Source
 from keytoken.scoring.benchmarks import get_benchmark
 from keytoken.scoring.items import Item, Prediction
+from keytoken.words import parse_words
 
 TRAINED = SamplingContract.preset("video_r1_16f")
 
@@ -132,3 +136,67 @@ def test_any_folder_of_a_checkpoint_has_its_frames(checkpoint: Path, folder: str
     model = checkpoint.parent / folder
     model.mkdir(parents=True, exist_ok=True)
     assert frames_of(options(model), "eval_64f", model).contract == TRAINED
+
+
+def test_single_keys_change_what_would_be_shown(checkpoint: Path, tmp_path: Path) -> None:
+    words = ["benchmark=mmvu", f"model={checkpoint}", "sampling.max_frames=8", "sampling_mismatch=allow"]
+    asked = parse_words(words, EvaluateOptions, "evaluate")
+    frames = frames_of(asked, "eval_64f", checkpoint)
+    assert frames.contract == dataclasses.replace(TRAINED, max_frames=8)
+    assert frames.differences == ("max_frames is 8 asked for and 16 in training",)
+    with pytest.raises(ConfigurationError, match="max_frames is 8 asked for and 16 in training"):
+        frames_of(dataclasses.replace(asked, sampling_mismatch="refuse"), "eval_64f", checkpoint)
+    model = tmp_path / "elsewhere"
+    model.mkdir()
+    usual = dataclasses.replace(SamplingContract.preset("eval_64f"), max_frames=8)
+    assert frames_of(asked, "eval_64f", model).contract == usual
+    contract = dataclasses.replace(TRAINED, fps=1.0)
+    contract.write(tmp_path / "saved.json")
+    assert (
+        frames_of(options(model, sampling=str(tmp_path / "saved.json")), "eval_64f", model).contract
+        == contract
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        pytest.param("demo,max_frame=8", "Did you mean 'max_frames'", id="unknown key"),
+        pytest.param("demo,max_frames=few", "must be a positive whole number", id="words for a number"),
+        pytest.param("demo,max_frames", "is no key", id="no value"),
+        pytest.param("demo,max_frames=[", "give it a number", id="no YAML"),
+        pytest.param("dmo,max_frames=8", "Did you mean 'demo'", id="unknown preset"),
+    ],
+)
+def test_words_of_sampling_that_cannot_be(words: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        named_contract(words)
+
+
+def prepared(path: Path, digest: str, **settings: Any) -> Path:
+    videos = [{"video": "/a.mp4", **settings}]
+    pq.write_table(
+        pa.Table.from_pylist([{"videos": videos, "extra_info": {"sampling_digest": digest}}]), path
+    )
+    return path
+
+
+def test_a_dataset_says_what_it_was_made_for(checkpoint: Path, tmp_path: Path) -> None:
+    """Where neither the user nor a checkpoint says so."""
+    demo = SamplingContract.preset("demo")
+    files = [prepared(tmp_path / "a.parquet", demo.digest()), prepared(tmp_path / "b.parquet", demo.digest())]
+    model = tmp_path / "elsewhere"
+    model.mkdir()
+    frames = frames_of(options(model), "eval_64f", model, files)
+    assert frames.contract == demo and "prepared" in frames.origin
+    assert frames_of(options(checkpoint), "eval_64f", checkpoint, files).contract == TRAINED
+    other = [*files, prepared(tmp_path / "c.parquet", TRAINED.digest())]
+    assert frames_of(options(model), "eval_64f", model, other).contract == SamplingContract.preset("eval_64f")
+
+
+def test_rows_with_settings_of_their_own_are_held_to_them(checkpoint: Path, tmp_path: Path) -> None:
+    files = [prepared(tmp_path / "a.parquet", TRAINED.digest(), max_frames=4, fps=TRAINED.fps)]
+    with pytest.raises(ConfigurationError, match=r"clip /a\.mp4: its row says max_frames=4, .*max_frames=16"):
+        frames_of(options(checkpoint), "eval_64f", checkpoint, files)
+    frames = frames_of(options(checkpoint, sampling_mismatch="allow"), "eval_64f", checkpoint, files)
+    assert frames.contract == TRAINED and "its row says max_frames=4" in frames.differences[0]

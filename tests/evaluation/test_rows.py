@@ -128,3 +128,8 @@ def test_media_of_an_item(tmp_path: Path) -> None:
     assert media_of(part, tmp_path) == ([Part(str(tmp_path / "v.mp4"), 11.1, 19.6)], [])
     with pytest.raises(DataError, match="give media_root"):
         media_of(both, None)
+    named = item("d", video="v.mp4", root=str(tmp_path))
+    assert media_of(named, None) == ([tmp_path / "v.mp4"], [])
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "moved" / "v.mp4").touch()
+    assert media_of(named, tmp_path / "moved") == ([tmp_path / "moved" / "v.mp4"], [])

@@ -81,7 +81,7 @@ def test_reports_of_every_control(tmp_path: Path) -> None:
     text = write_reports(tmp_path, get_benchmark("demo"), items, [*predictions, extra], HEADER)
     assert text == (tmp_path / "report.md").read_text()
     assert text.index("Control none") < text.index("Control text") < text.index("Does it still answer?")
-    assert "1 answers to other questions" in text
+    assert "1 answer to another question is in the file" in text
     assert "m (0123)" in text
     runs = json.loads((tmp_path / "results.json").read_text())["runs"]
     assert [run["tables"]["all"][0]["score"]["value"] for run in runs] == [1.0, pytest.approx(1 / 3)]

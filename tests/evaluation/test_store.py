@@ -95,6 +95,28 @@ def test_other_settings_are_refused_and_named(changes: dict[str, Any], message: 
     assert (tmp_path / FILE_NAME).read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    "rest", ["", '{"benchmark": "demo", "item_id": "a", "resp'], ids=["alone", "and a cut line"]
+)
+def test_a_header_without_answers_is_no_other_evaluation(rest: str, tmp_path: Path) -> None:
+    path = tmp_path / FILE_NAME
+    path.write_text(json.dumps(HEADER) + "\n" + rest)
+    header = {**HEADER, "model_digest": "4567", "prompt": "direct"}
+    with PredictionStore(tmp_path, header) as store:
+        store.append(answer("a"))
+    assert next(json.loads(line) for line in path.open()) == header
+    with PredictionStore(tmp_path, header) as store:
+        assert [key.item_id for key in store.predictions] == ["a"]
+
+
+def test_a_line_of_something_else_is_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / FILE_NAME
+    path.write_text('{"item_id": "a", "response": "mine"}\n')
+    with pytest.raises(ConfigurationError, match="another evaluation"):
+        PredictionStore(tmp_path, {"keytoken": "predictions", **HEADER})
+    assert path.read_text() == '{"item_id": "a", "response": "mine"}\n'
+
+
 def test_the_same_model_elsewhere_is_the_same(tmp_path: Path) -> None:
     PredictionStore(tmp_path, HEADER).__exit__(None, None, None)
     with PredictionStore(tmp_path, {**HEADER, "model": "/moved/a"}) as store:

@@ -98,6 +98,11 @@ ERRORS = [
     row("a line that is no object", r"line 2 is '\[1, 2\]'", answers=lines([HEADER, [1, 2], answer(1)])),
     row("a header and nothing else", r"a header and no predictions", answers=lines([HEADER])),
     row(
+        "two files of predictions joined",
+        r"line 4: a second header; .*one by one",
+        answers=lines([*ANSWERS, HEADER, answer(1)]),
+    ),
+    row(
         "a header of another version",
         r"of version 2; this release reads",
         answers=lines([{**HEADER, "version": 2}]),
@@ -109,12 +114,12 @@ ERRORS = [
     ),
     row(
         "a question answered twice",
-        r"1 questions are answered twice: abc/1",
+        r"1 question is answered twice: abc/1",
         answers=lines([*ANSWERS, answer(1)]),
     ),
     row(
         "an answer without a question",
-        r"1 predictions are of questions.*abc/9",
+        r"1 prediction is of questions.*abc/9",
         answers=lines([*ANSWERS, answer(9)]),
     ),
     row(
@@ -289,7 +294,7 @@ def test_counted(
     assert {line["item_id"]: (line["score"], line["rule"]) for line in scored} == expected
     assert ("Missing: 1 of 2 questions" in said) == (code == 1)
     failed = sum(rule == "failed" for _, rule in expected.values())
-    assert ("Failed: 1 samples, counted as wrong" in said) == (failed == 1)
+    assert ("Failed: 1 sample, counted as wrong" in said) == (failed == 1)
     assert said.encode("utf-8"), "a report can be printed"
     assert len(said) < 5_000, "a report is no dump of the responses"
 

@@ -395,7 +395,7 @@ def test_the_command_asks_the_judge_for_open_questions_only_and_names_it(
     assert main(["score", *words]) == 0
     report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert "2 answers were judged by the language model judge-7b" in report
-    assert "The judge left 1 answers undecided: validation_3: unreadable reply" in report
+    assert "The judge left 1 answer undecided: validation_3: unreadable reply" in report
     results = json.loads((tmp_path / "out" / "items.jsonl").read_text(encoding="utf-8").splitlines()[1])
     assert "judge" in results.values()
     assert len(server.requests) == 3
@@ -403,4 +403,6 @@ def test_the_command_asks_the_judge_for_open_questions_only_and_names_it(
     assert len(server.requests) == 4  # the undecided one alone is asked again
     capsys.readouterr()
     assert main(["score", *words[:-2]]) == 2
-    assert "add judge=URL and judge_model=NAME" in capsys.readouterr().err
+    assert "score: judge_model is missing; add judge_model=NAME" in capsys.readouterr().err
+    assert main(["score", *[word for word in words if word != f"judge={server.url}"]]) == 2
+    assert "score: judge is missing; add judge=URL" in capsys.readouterr().err

@@ -106,7 +106,7 @@ def test_the_command_judges_captions_in_two_stages(
         assert (row["score"], row["rule"]) == (score, "judge undecided" if score is None else "judge")
     report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert "5 answers were judged by the language model judge-7b" in report
-    assert "The judge left 1 answers undecided: 6/captioning/action/0: unreadable reply" in report
+    assert "The judge left 1 answer undecided: 6/captioning/action/0: unreadable reply" in report
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     (captioning,) = [
         row for rows in results["runs"][0]["tables"].values() for row in rows if row["name"] == "captioning"

@@ -297,7 +297,7 @@ def change(index: int, **changes: Any) -> Callable[[list[dict[str, Any]]], list[
             id="score no number",
         ),
         pytest.param(
-            "videomme", lambda lines: [*lines, lines[0]], "1 questions are answered twice", id="twice"
+            "videomme", lambda lines: [*lines, lines[0]], "1 question is answered twice", id="twice"
         ),
         pytest.param("demo", lambda lines: lines, "known for videomme, .*not for demo", id="demo"),
     ],

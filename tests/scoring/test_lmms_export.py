@@ -51,7 +51,7 @@ def questions(folder: Path) -> Path:
 def exported(tmp_path: Path, **changes: Any) -> tuple[dict[str, Any], list[dict[str, Any]], ModuleType, Path]:
     """The task's configuration, its documents, its utils and the question file."""
     path, out = questions(tmp_path), tmp_path / "it's a task"
-    given = {"benchmark": "vsibench", "questions": (str(path),), "media": str(tmp_path), "out": str(out)}
+    given = {"benchmark": "vsibench", "questions": (str(path),), "media_root": str(tmp_path), "out": str(out)}
     said: list[str] = []
     assert export(ExportOptions(**given | changes), said.append) == 0
     assert str(out) in said[1]
@@ -95,7 +95,7 @@ def test_documents_have_our_prompts_and_all_the_same_fields(tmp_path: Path) -> N
     ]
     assert len({tuple(doc) for doc in docs}) == 1
     assert all(value is None or isinstance(value, str) for doc in docs for value in doc.values())
-    _, tagged, _, _ = exported(tmp_path, style="reasoning")
+    _, tagged, _, _ = exported(tmp_path, style="reasoning", overwrite=True)
     assert "<think>" in tagged[0]["prompt"]
     assert "A. chair" in tagged[2]["prompt"]
 
@@ -163,7 +163,7 @@ def test_questions_about_a_part_of_a_video_are_refused(tmp_path: Path) -> None:
     }
     path.write_text(json.dumps([row]), encoding="utf-8")
     options = ExportOptions(
-        benchmark="mvbench", questions=(str(path),), media=str(tmp_path), out=str(tmp_path / "out")
+        benchmark="mvbench", questions=(str(path),), media_root=str(tmp_path), out=str(tmp_path / "out")
     )
     with pytest.raises(DataError, match=r"action_sequence/0 is about seconds 1 to 2\.5"):
         export(options, print)
@@ -171,15 +171,34 @@ def test_questions_about_a_part_of_a_video_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_style_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="prompt style 'terse'"):
+    with pytest.raises(ConfigurationError, match=r"prompt style 'terse'.*official, reasoning, direct"):
         exported(tmp_path, style="terse")
+
+
+def test_a_task_is_not_replaced_in_silence(tmp_path: Path) -> None:
+    exported(tmp_path)
+    before = (tmp_path / "it's a task" / "questions.jsonl").read_bytes()
+    with pytest.raises(ConfigurationError, match=r"questions\.jsonl exists; .*overwrite=true"):
+        exported(tmp_path, style="direct")
+    assert (tmp_path / "it's a task" / "questions.jsonl").read_bytes() == before
+    _, docs, _, _ = exported(tmp_path, style="direct", overwrite=True)
+    assert "Reply with" in docs[0]["prompt"]
+
+
+def test_the_media_root_by_either_name(tmp_path: Path) -> None:
+    _, _, utils, _ = exported(tmp_path, media_root=None, media=str(tmp_path))
+    assert str(tmp_path) == utils.MEDIA
+    with pytest.raises(ConfigurationError, match="two names of one thing"):
+        exported(tmp_path, media=str(tmp_path))
+    with pytest.raises(ConfigurationError, match="media_root is missing"):
+        exported(tmp_path, media_root=None, overwrite=True)
 
 
 def test_the_command_writes_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         "benchmark=vsibench",
         f"questions={questions(tmp_path)}",
-        f"media={tmp_path}",
+        f"media_root={tmp_path}",
         f"out={tmp_path}/task",
     ]
     assert main(["lmms-export", *words]) == 0

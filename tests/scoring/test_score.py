@@ -103,7 +103,8 @@ def test_undecided_answers_are_beside_the_score() -> None:
     assert (row.score.value, row.if_wrong, row.undecided, row.unmatched) == (1.0, 0.5, 1, 1)
     text = markdown(Report(scores=[scores]))
     assert "| all | 2 | 100.00 | 20.7 to 100.0 | 1 | 1 | 0 | 50.00 |" in text
-    assert "1 answers could not be decided by rule" in text
+    assert "1 answer could not be decided by rule" in text
+    assert "judge=URL judge_model=NAME lets a language model" in text  # the remedy
     (none,) = score_predictions(TEMPCOMPASS, [other], predictions[1:])
     assert tables(none)[0].rows[0].score is None
     assert "| all | 1 | - | - | 1 | 1 | 0 | 0.00 |" in markdown(Report(scores=[none]))
@@ -246,8 +247,8 @@ def test_the_command(
     assert main([*words, "compare=before.jsonl"]) == 1
     shown = capsys.readouterr().out
     assert "| all | 3 | 0.00 | 100.00 | +100.00 |" in shown
-    assert "1 questions are decided in that run only" in shown
-    assert "1 questions have no prediction: abc/3" in shown
+    assert "1 question is decided in that run only" in shown
+    assert "1 question has no prediction: abc/3" in shown
     assert "- Model: runs/after" in shown
     report = Path("outputs/scores/video_holmes-after/report.md")
     assert report.read_text() in shown

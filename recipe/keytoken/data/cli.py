@@ -16,9 +16,10 @@ _CACHE = {
     "build": (
         "decode the clips of datasets and store their frames",
         "keytoken data cache build DATASET.parquet|LIST.txt|FOLDER|CLIP ... cache=DIR "
-        "sampling=PRESET|CONTRACT.json [jobs=N] [limit_s=60] [video_key=videos] [quarantine=FILE]. "
-        "Clips that cannot be read are listed in the quarantine file (default: DIR/quarantine.jsonl), and "
-        "the exit code is 1. Run it again to go on; what is there is not decoded again.",
+        "sampling=PRESET|CONTRACT.json [sampling.KEY=VALUE] [jobs=N] [limit_s=60] [video_key=videos] "
+        "[quarantine=FILE]. Clips that cannot be read are listed in the quarantine file (default: "
+        "DIR/quarantine.jsonl), and the exit code is 1. Run it again to go on; what is there is not decoded "
+        "again.",
     ),
     "verify": (
         "compare the frames of all entries with their checksums",
@@ -72,7 +73,8 @@ def _add_prepare(verbs: Any, say: Say) -> None:
         description="NAME is a converter: folder (a CSV or JSON Lines table beside your clips), video_r1, "
         "video_holmes or tinyllava_video_r1. Settings: source=PATH out=DIR, and if wanted media_root=DIR "
         "limit=N split=train against=BENCHMARK:FILE,OTHER.parquet overlap=stop|drop|keep "
-        "check=headers|decode|none sampling=PRESET style=reasoning|direct checksums=quick|full "
+        "check=headers|decode|none sampling=PRESET|CONTRACT.json sampling.KEY=VALUE style=reasoning|direct "
+        "checksums=quick|full "
         "encoding=utf-8 jobs=N limit_s=60 overwrite=false. Rows that cannot be used are set aside with the "
         "reason and counted. Nothing is written to OUT unless all of it can be.",
     )

@@ -39,7 +39,7 @@ class Asking:
 
     Attributes:
         text: The text of a question as the model sees it.
-        media_root: Folder of the media; None for questions without any.
+        media_root: Folder of the media; None for questions without any, or that name it themselves.
         seed: Seeds sampled answers and shuffled frames.
         temperature: Of sampled answers.
         top_p: Of sampled answers.

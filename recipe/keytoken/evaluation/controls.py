@@ -14,6 +14,7 @@ from keytoken.scoring.compare import compare
 from keytoken.scoring.items import CONTROLS
 from keytoken.scoring.score import Scores, item_scores, tables
 from keytoken.scoring.statistics import Estimate
+from keytoken.words import number_of
 
 TITLES = {
     "none": "with the video",
@@ -89,7 +90,8 @@ def control_section(results: Sequence[ControlResult], num_items: int) -> str:
         "watching. Failed answers count as wrong.",
     ]
     if asked < num_items:
-        lines.append(f"{num_items - asked} of {num_items} questions show nothing and are left out here.")
+        left = number_of(num_items - asked, "question shows", "questions show")
+        lines.append(f"{left} nothing, of {num_items}, and left out here.")
     return "\n".join([*lines, ""])
 
 

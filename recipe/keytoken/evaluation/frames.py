@@ -5,12 +5,15 @@ measures the change of frames as well, without any other sign of it.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from keytoken.data.contract import CONTRACT_FILE, SamplingContract
+from keytoken.data.sampling_words import named_contract
 from keytoken.errors import ConfigurationError
 from keytoken.evaluation.options import EvaluateOptions
+from keytoken.evaluation.prepared import contradictions, prepared_preset
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,27 +31,44 @@ class Frames:
     differences: tuple[str, ...] = ()
 
 
-def frames_of(options: EvaluateOptions, usual: str, model: Path) -> Frames:
-    """The contract that is asked for, or the checkpoint's, or the benchmark's usual one.
+def frames_of(options: EvaluateOptions, usual: str, model: Path, prepared: Sequence[Path] = ()) -> Frames:
+    """The contract that is asked for, or the checkpoint's, the dataset's, or the benchmark's usual one.
 
     Args:
         options: What to evaluate.
         usual: The benchmark's preset.
         model: Hugging Face folder of the model, that of a checkpoint if it is one.
+        prepared: The questions' files, if they are prepared datasets.
 
     Raises:
-        ConfigurationError: It is not that of the checkpoint, and ``sampling_mismatch`` is not "allow"; names
-            every difference.
+        ConfigurationError: It is not that of the checkpoint, or not that of rows which carry settings of
+            their own, and ``sampling_mismatch`` is not "allow"; names every difference.
         DataError: The checkpoint's file was changed.
     """
+    frames = _frames_of(options, usual, model, prepared)
+    odd = contradictions(prepared, frames.contract)
+    if not odd:
+        return frames
+    if options.sampling_mismatch != "allow":
+        raise ConfigurationError(f"{odd}. Or add sampling_mismatch=allow, which the report then says")
+    return replace(frames, differences=(*frames.differences, odd))
+
+
+def _frames_of(options: EvaluateOptions, usual: str, model: Path, prepared: Sequence[Path]) -> Frames:
     file = _trained_by(model)
     trained = None if file is None else SamplingContract.read(file)
+    made_for = prepared_preset(prepared)
+    why = f"usual for {options.benchmark}" if made_for is None else "by which the questions were prepared"
+    usual = made_for or usual
+    own = Frames(SamplingContract.preset(usual), f"preset {usual}, {why}")
+    if trained is not None:
+        own = Frames(trained, f"as trained, {file}")
     if options.sampling is None:
-        if trained is None:
-            return Frames(SamplingContract.preset(usual), f"preset {usual}, usual for {options.benchmark}")
-        return Frames(trained, f"as trained, {file}")
-    contract = SamplingContract.preset(options.sampling)
-    origin = f"preset {options.sampling}"
+        return own
+    contract = named_contract(options.sampling, own.contract)
+    origin = (
+        f"sampling={options.sampling}" if options.sampling[0] != "," else f"{own.origin}{options.sampling}"
+    )
     differences = [] if trained is None else contract.differences(trained, "asked for", "in training")
     if differences and options.sampling_mismatch != "allow":
         raise ConfigurationError(

@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Sequence
 
 from keytoken.block import require, unknown_name
+from keytoken.data.sampling_words import SAMPLING
 from keytoken.scoring.items import CONTROLS
 
-COMMAND = "keytoken evaluate"
+COMMAND = "evaluate"
 DECODINGS = ("greedy", "sampled")
 PLATFORMS = ("cpu", "gpu")
 MISMATCHES = ("refuse", "allow")
@@ -23,13 +24,16 @@ class EvaluateOptions:
     Attributes:
         benchmark: A key of :data:`keytoken.scoring.benchmarks.BENCHMARKS`.
         model: Hugging Face folder, or a checkpoint or run folder of ``keytoken train``.
-        questions: The benchmark's official question files; the demo brings its own.
-        media_root: Folder below which the questions' media lie.
+        questions: The benchmark's official question files, or datasets of ``keytoken data prepare`` for
+            benchmark=own; the demo brings its own.
+        media_root: Folder below which the questions' media lie; null for where a prepared dataset says.
         out: Folder for answers and reports; null for ``outputs/evaluate/<benchmark>/<model>``.
-        sampling: Preset of the sampling contract; null for the one that the checkpoint was trained by, or,
+        sampling: The sampling contract: a preset, or the file of a run or checkpoint, with or without
+            changed keys (``sampling.max_frames=8``); null for the one that the checkpoint was trained by, or,
             where that is not known, the benchmark's own.
         sampling_mismatch: "refuse" or "allow" a ``sampling`` that the checkpoint was not trained by.
-        style: "reasoning" or "direct"; null for what suits the benchmark.
+        style: "reasoning", "direct", a template, or "official" for the benchmark's own wording, that of
+            the rows for benchmark=own; null for what suits the benchmark.
         control: What is done to the picture, of none, blank, shuffled, text; one evaluation each.
         decoding: "greedy", "sampled" or both.
         samples: Answers to each question with decoding=sampled.
@@ -55,7 +59,7 @@ class EvaluateOptions:
     questions: tuple[str, ...] = ()
     media_root: str | None = None
     out: str | None = None
-    sampling: str | None = None
+    sampling: str | None = dataclasses.field(default=None, metadata=SAMPLING)
     sampling_mismatch: str = MISMATCHES[0]
     style: str | None = None
     control: tuple[str, ...] = ("none",)

@@ -10,6 +10,7 @@ from keytoken.scoring.benchmarks.base import Benchmark
 from keytoken.scoring.items import CONTROLS, Item, Prediction
 from keytoken.scoring.report import Report, markdown, write_report
 from keytoken.scoring.score import score_predictions
+from keytoken.words import number_of
 
 CONTROL_FILE = "controls.json"
 
@@ -39,10 +40,10 @@ def write_reports(
     scores.sort(key=lambda each: (each.decoding, CONTROLS.index(each.control)))
     results = compare_controls(scores)
     notes = [control_section(results, len(items))] if len(results) > 1 else []
-    if len(mine) < len(predictions):
-        notes.append(
-            f"{len(predictions) - len(mine)} answers to other questions are in the file and not here."
-        )
+    others = len(predictions) - len(mine)
+    if others:
+        what = number_of(others, "answer to another question is", "answers to other questions are")
+        notes.append(f"{what} in the file and not here.")
     report = Report(scores=scores, about=_about(header), notes=notes)
     write_report(folder, report)
     text = json.dumps(as_json(results), indent=2, allow_nan=False)

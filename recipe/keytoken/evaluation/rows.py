@@ -89,9 +89,14 @@ def conversation(
 def media_of(item: Item, root: Path | None) -> tuple[list[AnyClip], list[Path]]:
     """Videos, or the parts of them that are meant, and images of a question.
 
+    Args:
+        item: The question.
+        root: Folder of the media; None for that which the question names itself, if it does.
+
     Raises:
-        DataError: no root was given, a path leads out of it, or there is no such file.
+        DataError: there is no root, a path leads out of it, or there is no such file.
     """
+    root = root or (Path(item.root) if item.root else None)
     if root is None:
         if item.video or item.images:
             raise DataError(f"{item.item_id}: has a video or images; give media_root=FOLDER, where they lie")

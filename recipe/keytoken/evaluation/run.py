@@ -18,17 +18,19 @@ from keytoken.block import require
 from keytoken.compose import compose_config
 from keytoken.data.contract import SamplingContract
 from keytoken.evaluation.frames import Frames, frames_of
+from keytoken.evaluation.lookup import look_for_media
 from keytoken.evaluation.options import EvaluateOptions
 from keytoken.evaluation.report import write_reports
 from keytoken.evaluation.rows import Job, plan
-from keytoken.evaluation.sources import Source, question_text, read_source
+from keytoken.evaluation.sources import Source, read_source
 from keytoken.evaluation.store import PredictionStore
 from keytoken.scoring.benchmarks import get_benchmark
-from keytoken.scoring.benchmarks.base import Benchmark
+from keytoken.scoring.benchmarks.base import Benchmark, question_text
 from keytoken.scoring.items import Item, Prediction
 from keytoken.scoring.predictions import VERSION
 from keytoken.scoring.report import REPORT
 from keytoken.verl_adapter.shims.hooks import on_cpu
+from keytoken.words import number_of
 
 TEXT_TOKENS = 2048  # room for the words of a question
 _WEIGHTS = (".safetensors", ".bin")
@@ -56,7 +58,7 @@ def evaluate(options: EvaluateOptions, announce: Callable[[str], None]) -> Path:
     )
     source = read_source(benchmark, options)
     model = _model_folder(Path(options.model).expanduser())
-    frames = frames_of(options, benchmark.sampling, model)
+    frames = frames_of(options, benchmark.sampling, model, source.prepared)
     contract = frames.contract
     platform = options.platform or ("cpu" if on_cpu() else "gpu")
     rollout = compose_config(_rollout_words(options, platform)).actor_rollout_ref.rollout
@@ -67,7 +69,9 @@ def evaluate(options: EvaluateOptions, announce: Callable[[str], None]) -> Path:
         jobs = plan(source.items, options.control, answers, store.predictions)
         total = len(source.items) * len(options.control) * sum(answers.values())
         if jobs:
-            announce(f"{total} answers to {len(source.items)} questions, into {store.path}")
+            look_for_media(jobs, source.media_root, options.failure_limit(total), announce)
+            asked = number_of(len(source.items), "question")
+            announce(f"{number_of(total, 'answer')} to {asked}, into {store.path}")
             announce(f"Frames: {frames.origin}")
             _ask(options, benchmark, source, contract, model, rollout, store, jobs, total)
         else:

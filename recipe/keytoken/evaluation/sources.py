@@ -8,13 +8,14 @@ from pathlib import Path
 
 from keytoken.errors import ConfigurationError
 from keytoken.evaluation.options import MAX_TOKENS, EvaluateOptions
-from keytoken.scoring.benchmarks.base import Benchmark
+from keytoken.scoring.benchmarks import demo, own
+from keytoken.scoring.benchmarks.base import Benchmark, question_text
 from keytoken.scoring.items import Item
-from keytoken.scoring.prompts import render, with_options
+from keytoken.scoring.prompts import OFFICIAL
 
-DEMO = "demo"
+DEMO = demo.NAME
 DEMO_MAX_TOKENS = 40  # data.max_response_length of the demo
-OFFICIAL = "official"  # the benchmark's own wording
+ASKED_AS_TRAINED = (demo.NAME, own.NAME)  # their wording is that of training rows
 HELDOUT = "heldout.parquet"
 
 
@@ -24,10 +25,11 @@ class Source:
 
     Attributes:
         items: The questions.
-        media_root: Folder of their media; None for questions without any.
+        media_root: Folder of their media; None for questions without any, or that name it themselves.
         style: Style of the prompt.
         max_tokens: Longest answer.
         digest: What tells these questions from others, whatever ``limit`` leaves of them.
+        prepared: The files, if they are datasets of ``keytoken data prepare``.
     """
 
     items: list[Item]
@@ -35,6 +37,7 @@ class Source:
     style: str
     max_tokens: int
     digest: str = ""
+    prepared: tuple[Path, ...] = ()
 
 
 def read_source(benchmark: Benchmark, options: EvaluateOptions) -> Source:
@@ -51,20 +54,21 @@ def read_source(benchmark: Benchmark, options: EvaluateOptions) -> Source:
         world = demo_world(Path(options.model))
         files, root = [world / HELDOUT], root or world
     if not files:
-        raise ConfigurationError(
-            f"benchmark={benchmark.name}: give questions=FILE, the official question file of "
-            f"{benchmark.source}"
-        )
+        what = f"the official question file of {benchmark.source}"
+        if benchmark.name == own.NAME:
+            what = "a .parquet file that `keytoken data prepare` wrote"
+        raise ConfigurationError(f"benchmark={benchmark.name}: give questions=FILE, {what}")
     questions = benchmark.read(files)
     items = questions[: options.limit]
-    if root is None and any(item.video or item.images for item in items) and set(options.control) != {"text"}:
+    homeless = any((item.video or item.images) and not item.root for item in items)
+    if root is None and homeless and set(options.control) != {"text"}:
         raise ConfigurationError(
             f"benchmark={benchmark.name}: its questions are about videos; give media_root=FOLDER, where they "
             "lie, or control=text to ask without them"
         )
     if root is not None and not root.is_dir():
         raise ConfigurationError(f"media_root={root}: no such folder")
-    style = options.style or (OFFICIAL if is_demo else "reasoning")
+    style = options.style or (OFFICIAL if benchmark.name in ASKED_AS_TRAINED else "reasoning")
     if items:
         question_text(benchmark, items[0], style)  # refuses a style that does not exist
     return Source(
@@ -73,20 +77,18 @@ def read_source(benchmark: Benchmark, options: EvaluateOptions) -> Source:
         style,
         options.max_tokens or (DEMO_MAX_TOKENS if is_demo else MAX_TOKENS),
         questions_digest(questions),
+        tuple(files) if benchmark.name == own.NAME else (),
     )
 
 
 def questions_digest(items: Sequence[Item]) -> str:
     """A digest of what answers depend on, which the key is not: it may be corrected, and they scored anew."""
-    asked = [(i.item_id, i.question, i.options, i.kind, i.task, i.video, i.images, i.span) for i in items]
+    asked = [
+        (i.item_id, i.question, i.options, i.kind, i.task, i.video, i.images, i.span)
+        + ((i.prompt,) if i.prompt else ())
+        for i in items
+    ]
     return hashlib.sha256(repr(asked).encode()).hexdigest()[:16]
-
-
-def question_text(benchmark: Benchmark, item: Item, style: str) -> str:
-    """The text of a question in a style; "official" is the benchmark's own wording."""
-    if style == OFFICIAL:
-        return benchmark.prompt(item)
-    return render(with_options(item.question, item.options), item.kind, style)
 
 
 def demo_world(model: Path) -> Path:

@@ -2,6 +2,7 @@
 
 The first line says what the answers depend on; each further line is one answer, written and flushed at once.
 A line that a kill has cut in two is dropped when the file is opened again, and its answer is asked for anew.
+A file without any answer, be it of another evaluation, is begun anew.
 """
 
 import fcntl
@@ -81,7 +82,7 @@ class PredictionStore:
     def _read(self, header: dict[str, Any]) -> dict[SampleKey, Prediction]:
         self._benchmark = str(header["benchmark"])
         content: dict[SampleKey, Prediction] = {}
-        end = 0
+        end, first = 0, header
         with self.path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.endswith(b"\n"):
@@ -89,12 +90,18 @@ class PredictionStore:
                 end += len(line)
                 fields = _object(line, self.path, number)
                 if number == 1:
-                    self._require_same(fields, header)
+                    first = fields
+                    if fields.get("keytoken") != header.get("keytoken"):  # somebody else's file
+                        self._require_same(fields, header)
                     continue
+                if number == 2:
+                    self._require_same(first, header)
                 prediction = _prediction(fields, self.path, number)
                 if key_of(prediction) in content:
                     raise DataError(f"{self.path}, line {number}: a second answer for {key_of(prediction)}")
                 content[key_of(prediction)] = prediction
+        if not content and first != header:
+            end = 0  # nothing was answered under that header
         self._file.truncate(end)
         if end == 0:
             self._write(header)

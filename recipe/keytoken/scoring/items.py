@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Kind = Literal["multiple choice", "open", "numerical", "yes/no", "caption matching", "captioning"]
+Kind = Literal["multiple choice", "open", "numerical", "OCR", "yes/no", "caption matching", "captioning"]
 KINDS: tuple[Kind, ...] = typing.get_args(Kind)
 
 Control = Literal["none", "blank", "shuffled", "text"]
@@ -45,6 +45,8 @@ class Item:
         images: Paths below the media root.
         task: Part of the benchmark with a rule of its own, such as "multi-choice" or "Perception".
         categories: What the tables group by, such as {"type": "SR"}.
+        prompt: The whole text that is asked, where the question file brings one; else empty.
+        root: Folder of the media by the question file itself, unless a media root is given; else empty.
     """
 
     benchmark: str
@@ -58,6 +60,8 @@ class Item:
     images: tuple[str, ...] = ()
     task: str = ""
     categories: Mapping[str, str] = field(default_factory=dict)
+    prompt: str = ""
+    root: str = ""
 
 
 @dataclass(frozen=True, slots=True)

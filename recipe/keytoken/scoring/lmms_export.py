@@ -14,14 +14,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from keytoken.errors import DataError
+from keytoken.errors import ConfigurationError, DataError
 from keytoken.scoring.benchmarks import get_benchmark
-from keytoken.scoring.benchmarks.base import Benchmark
+from keytoken.scoring.benchmarks.base import question_text
 from keytoken.scoring.items import Item
 from keytoken.scoring.lmms_task import SCORE, UNDECIDED, document
-from keytoken.scoring.prompts import render, with_options
-
-OFFICIAL = "official"
+from keytoken.scoring.prompts import OFFICIAL
+from keytoken.words import number_of
 
 _YAML = """\
 # Written by keytoken lmms-export: {title}, prompts in the style "{style}".
@@ -88,18 +87,28 @@ class ExportOptions:
     Attributes:
         benchmark: Name of the benchmark.
         questions: Its official question files.
-        media: Root of the videos.
         out: Folder of the task.
+        media_root: Folder of the videos; null for where a prepared dataset says that they lie.
+        media: The same by its earlier name.
+        overwrite: Write into a folder that holds a task already.
         style: Style of the prompts: "official", or one of :mod:`keytoken.scoring.prompts`.
         max_new_tokens: Length of an answer.
     """
 
     benchmark: str
     questions: tuple[str, ...]
-    media: str
     out: str
+    media_root: str | None = None
+    media: str | None = None
     style: str = OFFICIAL
     max_new_tokens: int = 1024
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.media is not None and self.media_root is not None:
+            raise ConfigurationError(
+                "lmms-export: media and media_root are two names of one thing; give media_root"
+            )
 
 
 def export(options: ExportOptions, say: Callable[[str], None]) -> int:
@@ -109,15 +118,17 @@ def export(options: ExportOptions, say: Callable[[str], None]) -> int:
         Exit code 0.
 
     Raises:
-        KeyTokenError: An unknown benchmark or style, questions that cannot be read, or that lmms-eval could
-            not ask: about a part of a video, or with images.
+        KeyTokenError: An unknown benchmark or style, no media root, a folder that holds a task already,
+            questions that cannot be read, or that lmms-eval could not ask: about a part of a video, or with
+            images.
     """
     benchmark = get_benchmark(options.benchmark)
     items = benchmark.read([Path(path).expanduser() for path in options.questions])
     _require_whole_videos(items)
+    root = _media_root(options, items)
     folder = Path(options.out).expanduser().resolve()
     questions = folder / "questions.jsonl"
-    rows = [document(item, _prompt(benchmark, item, options.style)) for item in items]
+    rows = [document(item, question_text(benchmark, item, options.style), root) for item in items]
     files = {
         questions: "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows),
         folder / f"keytoken_{benchmark.name}.yaml": _YAML.format(
@@ -129,22 +140,29 @@ def export(options: ExportOptions, say: Callable[[str], None]) -> int:
             score=SCORE,
             undecided=UNDECIDED,
         ),
-        folder / "utils.py": _UTILS.format(
-            name=repr(benchmark.name), media=repr(str(Path(options.media).expanduser().resolve()))
-        ),
+        folder / "utils.py": _UTILS.format(name=repr(benchmark.name), media=repr(str(root or ""))),
     }
+    there = [path for path in files if path.exists()]
+    if there and not options.overwrite:
+        raise ConfigurationError(
+            f"{there[0]} exists; give another out=, or overwrite=true to replace the task in that folder"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     for path, content in files.items():
         path.write_text(content, encoding="utf-8", newline="\n")
-    say(f"{len(items)} questions of {benchmark.title}: {folder}")
+    say(f"{number_of(len(items), 'question')} of {benchmark.title}: {folder}")
     say(f"python -m lmms_eval --include_path {folder} --tasks keytoken_{benchmark.name} --log_samples ...")
     return 0
 
 
-def _prompt(benchmark: Benchmark, item: Item, style: str) -> str:
-    if style == OFFICIAL:
-        return benchmark.prompt(item)
-    return render(with_options(item.question, item.options), item.kind, style)
+def _media_root(options: ExportOptions, items: Sequence[Item]) -> Path | None:
+    """The media root that is given; None if the questions name their own."""
+    given = options.media_root or options.media
+    if given is not None:
+        return Path(given).expanduser().resolve()
+    if any(item.video and not item.root for item in items):
+        raise ConfigurationError("lmms-export: media_root is missing; add media_root=FOLDER with the videos")
+    return None
 
 
 def _require_whole_videos(items: Sequence[Item]) -> None:
@@ -152,10 +170,10 @@ def _require_whole_videos(items: Sequence[Item]) -> None:
         if item.span is not None:
             raise DataError(
                 f"{item.item_id} is about seconds {item.span[0]:g} to {item.span[1]:g} of its video, and "
-                "lmms-eval gives models whole files; leave out the question files of such tasks."
+                "lmms-eval gives models whole files; leave out the question files of such questions."
             )
         if item.images:
             raise DataError(
-                f"{item.item_id} has images besides its video, which the exported task does not pass on; "
-                "leave out the question files with images."
+                f"{item.item_id} has images, which the exported task does not pass on; leave out the "
+                "question files with images."
             )

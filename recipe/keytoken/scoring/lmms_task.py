@@ -24,14 +24,21 @@ Document = Mapping[str, Any]  # a row of questions.jsonl
 Result = Mapping[str, Any]  # what process made of it
 
 
-def document(item: Item, prompt: str) -> dict[str, str | None]:
-    """The row of a question; the whole question goes along as text, so that all rows have the same fields."""
+def document(item: Item, prompt: str, root: Path | None) -> dict[str, str | None]:
+    """The row of a question; the whole question goes along as text, so that all rows have the same fields.
+
+    Args:
+        item: The question.
+        prompt: What is asked.
+        root: Folder of the videos; None if the question names it.
+    """
     whole = json.dumps(dataclasses.asdict(item), ensure_ascii=False)
+    video = item.video if root is not None or item.video is None else str(Path(item.root) / item.video)
     return {
         "item_id": item.item_id,
         "prompt": prompt,
         "answer": item.answer,
-        "video": item.video,
+        "video": video,
         "item": whole,
     }
 
@@ -54,7 +61,9 @@ def visual(doc: Document, media: str) -> list[str]:
         return []
     path = Path(media) / doc["video"]
     if not path.exists():
-        raise DataError(f"{path} does not exist; export the task again with media= the root of the videos.")
+        raise DataError(
+            f"{path} does not exist; export the task again with media_root= the folder of the videos."
+        )
     return [str(path)]
 
 

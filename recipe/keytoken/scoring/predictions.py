@@ -31,6 +31,7 @@ from keytoken.scoring.items import CONTROLS, Item, Prediction
 from keytoken.scoring.lmms import is_log, read_log
 from keytoken.scoring.rows import Row, text
 from keytoken.scoring.video_r1 import is_video_r1
+from keytoken.words import number_of
 
 VERSION = 1
 BATCH_FAILED = "<answer>error</answer>"
@@ -90,6 +91,10 @@ def _read_ours(content: Content, benchmark: Benchmark) -> PredictionFile:
     predictions = []
     for place, row in content.rows[1:]:
         _require_benchmark(row.get("benchmark", benchmark.name), benchmark, place)
+        if row.get("keytoken") == "predictions":
+            raise DataError(
+                f"{place}: a second header; files of two evaluations were joined. Score them one by one."
+            )
         unknown = sorted(set(row) - _FIELDS - {"benchmark"})
         if unknown or "response" not in row:
             raise DataError(
@@ -237,9 +242,10 @@ def require_distinct(path: Path, predictions: Sequence[Prediction]) -> None:
             twice[one.item_id] = None
         seen.add(key)
     if twice:
+        asked = number_of(len(twice), "question is", "questions are")
         raise DataError(
-            f"{path}: {len(twice)} questions are answered twice: {shown(list(twice))}. Keep one answer of "
-            "each, or number them with sample."
+            f"{path}: {asked} answered twice: {shown(list(twice))}. Keep one answer of each, or number them "
+            "with sample."
         )
 
 

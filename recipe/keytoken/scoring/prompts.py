@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from keytoken.block import unknown_name
 from keytoken.errors import ConfigurationError, DataError
 
+OFFICIAL = "official"  # the benchmark's own wording; no template, see keytoken.scoring.benchmarks.base
 TEMPLATES: Mapping[str, str] = {
     "reasoning": (
         "{question}\n"
@@ -81,7 +82,7 @@ def with_options(question: str, options: Sequence[str]) -> str:
     return "\n".join([question, "Options:", *lines])
 
 
-def render(question: str, kind: str, style: str = "reasoning") -> str:
+def render(question: str, kind: str, style: str = "reasoning", *, others: Sequence[str] = ()) -> str:
     """The whole text of a question, without system prompt and without ``<video>`` tag.
 
     Args:
@@ -90,6 +91,7 @@ def render(question: str, kind: str, style: str = "reasoning") -> str:
         style: "reasoning" asks for thoughts and answer in tags, "direct" for the answer alone; or a template
             of one's own with the field ``{question}`` and, if wanted, ``{form}``, which becomes the sentence
             on the answer's form.
+        others: Styles that the caller knows besides, for the message about an unknown one.
 
     Raises:
         ConfigurationError: If the kind or the style is unknown.
@@ -100,7 +102,7 @@ def render(question: str, kind: str, style: str = "reasoning") -> str:
     template = TEMPLATES.get(style, style)
     if "{question}" not in template:
         raise ConfigurationError(
-            unknown_name(f"prompt style {style!r}", style, TEMPLATES, "styles")
+            unknown_name(f"prompt style {style!r}", style, (*others, *TEMPLATES), "styles")
             + " A template of your own holds {question}."
         )
     tagged, bare = _FORMS[name]

@@ -23,6 +23,7 @@ from keytoken.scoring.compare import Comparison
 from keytoken.scoring.items import JUDGE
 from keytoken.scoring.score import ALL, Answer, Scores, Table, tables
 from keytoken.scoring.statistics import RESAMPLES, Estimate
+from keytoken.words import number_of
 
 MAX_LISTED = 50  # failed samples and missing questions; all of them are in items.jsonl and results.json
 _SHOWN = 80  # characters of a response
@@ -34,6 +35,10 @@ _TEST = (
     " Lost and gained: answers that were right only before, only after; p: McNemar's exact test on them, "
     "two-sided, for questions that are independent. Neither p nor intervals are corrected for the number of "
     "groups."
+)
+JUDGE_REMEDY = (
+    "`keytoken score` with judge=URL judge_model=NAME lets a language model behind an OpenAI-compatible API "
+    "decide them"
 )
 REPORT, RESULTS, ITEMS, CSV = "report.md", "results.json", "items.jsonl", "results.csv"
 
@@ -185,13 +190,17 @@ def _sentences(scores: Scores) -> Iterator[str]:
     """What the columns do not say by themselves."""
     undecided = sum(answer.verdict.score is None for answer in scores.answers)
     if undecided:
-        yield f"{undecided} answers could not be decided by rule and are not in the score.\n"
+        remedy = "" if scores.judge else f"; {JUDGE_REMEDY}"
+        left = number_of(undecided, "answer")
+        yield f"{left} could not be decided by rule, in no score{remedy}.\n"
     judged = sum(answer.verdict.rule == JUDGE for answer in scores.answers)
     if judged:
-        yield f"{judged} answers were judged by the language model {_cell(scores.judge)}.\n"
+        decided = number_of(judged, "answer was", "answers were")
+        yield f"{decided} judged by the language model {_cell(scores.judge)}.\n"
     several = len({answer.item.item_id for answer in scores.answers})
     if several != len(scores.answers):
-        yield f"{len(scores.answers)} answers to {several} questions; a question counts by their mean.\n"
+        asked = number_of(several, "question")
+        yield f"{len(scores.answers)} answers to {asked}; a question counts by their mean.\n"
 
 
 def _missing(scores: Scores) -> Iterator[str]:
@@ -200,22 +209,23 @@ def _missing(scores: Scores) -> Iterator[str]:
             len(scores.missing),
             len(scores.missing) + len({a.item.item_id for a in scores.answers}),
         )
-        yield f"### Missing: {count} of {whole} questions have no prediction and are in no score\n"
+        of = number_of(whole, "question has", "questions have")
+        yield f"### Missing: {count} of {of} no prediction and are in no score\n"
         yield from _listed([f"`{_cell(item_id)}`" for item_id in scores.missing])
 
 
 def _failed(scores: Scores) -> Iterator[str]:
     failed = [answer for answer in scores.answers if answer.prediction.response is None]
     if failed:
-        yield f"### Failed: {len(failed)} samples, counted as wrong\n"
+        yield f"### Failed: {number_of(len(failed), 'sample')}, counted as wrong\n"
         yield from _listed([f"`{_cell(a.item.item_id)}`: {_cell(a.prediction.error)}" for a in failed])
 
 
 def _differing(scores: Scores) -> Iterator[str]:
     if not any(answer.prediction.published_score is not None for answer in scores.answers):
         return
-    differing = scores.differing
-    yield f"### Differs from the file's own scores: {len(differing)} of {len(scores.answers)} answers\n"
+    differing, whole = scores.differing, number_of(len(scores.answers), "answer")
+    yield f"### Differs from the file's own scores: {len(differing)} of {whole}\n"
     if differing:
         yield "| item | response ends in | read | right | score | in the file |"
         yield "| --- | --- | --- | --- | ---: | ---: |"
@@ -223,7 +233,8 @@ def _differing(scores: Scores) -> Iterator[str]:
         yield ""
     only = sum(a.verdict.score is None and a.prediction.published_score is not None for a in scores.answers)
     if only:
-        yield f"{only} more answers have a score in the file and none by rule.\n"
+        more = number_of(only, "more answer has", "more answers have")
+        yield f"{more} a score in the file and none by rule.\n"
 
 
 def _difference(answer: Answer) -> str:
@@ -248,7 +259,8 @@ def _comparison(comparison: Comparison) -> Iterator[str]:
         )
     for ids, run in ((comparison.only_before, "that run"), (comparison.only_after, "this run")):
         if ids:
-            yield f"\n{len(ids)} questions are decided in {run} only and are not compared."
+            asked = number_of(len(ids), "question is", "questions are")
+            yield f"\n{asked} decided in {run} only and not compared."
 
 
 def _listed(entries: Sequence[str]) -> Iterator[str]:

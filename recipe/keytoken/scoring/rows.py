@@ -101,11 +101,12 @@ def letters_off(options: Sequence[str]) -> tuple[str, ...]:
     return tuple(bare)
 
 
-def require_unique(ids: Iterator[tuple[str, str]]) -> None:
+def require_unique(ids: Iterator[tuple[str, str]], remedy: str = "give every file once") -> None:
     """Raise when an id occurs twice.
 
     Args:
         ids: Place and id of every item.
+        remedy: What to do about it.
 
     Raises:
         DataError: Names both places.
@@ -113,7 +114,7 @@ def require_unique(ids: Iterator[tuple[str, str]]) -> None:
     seen: dict[str, str] = {}
     for place, item_id in ids:
         if item_id in seen:
-            raise DataError(f"{place} has the id {item_id!r} of {seen[item_id]}; give every file once.")
+            raise DataError(f"{place} has the id {item_id!r} of {seen[item_id]}; {remedy}.")
         seen[item_id] = place
 
 

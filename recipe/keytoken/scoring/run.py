@@ -22,6 +22,7 @@ from keytoken.scoring.judge_prompts import asked
 from keytoken.scoring.predictions import read_predictions, shown
 from keytoken.scoring.report import Report, markdown, write_report
 from keytoken.scoring.score import Scores, align, rule_of, score_predictions
+from keytoken.words import number_of
 
 Say = Callable[[str], None]
 _ABOUT = ("model", "sampling", "prompt", "style", "seed")  # of a header, for the head of a report
@@ -83,7 +84,8 @@ def run_score(options: ScoreOptions, say: Say) -> int:
         others = _judged(others, judge, items)
         comparisons, notes = _compared(options.compare, others, scores)
     if judge is not None and judge.undecided:
-        notes.append(f"The judge left {len(judge.undecided)} answers undecided: {_reasons(judge)}.")
+        left = number_of(len(judge.undecided), "answer")
+        notes.append(f"The judge left {left} undecided: {_reasons(judge)}.")
     report = Report(scores=scores, about=about(file), comparisons=comparisons, notes=notes)
     target = write_report(folder, report)
     say(markdown(report))
@@ -91,7 +93,8 @@ def run_score(options: ScoreOptions, say: Say) -> int:
     missing = [item_id for entry in scores for item_id in entry.missing]
     if missing and not options.allow_missing:
         say(
-            f"{len(missing)} questions have no prediction: {shown(missing)}. Allowed with allow_missing=true."
+            f"{number_of(len(missing), 'question has', 'questions have')} no prediction: {shown(missing)}. "
+            "Allowed with allow_missing=true."
         )
         return 1
     return 0
@@ -151,7 +154,9 @@ def judge_of(options: ScoreOptions, folder: Path) -> Judge | None:
     if options.judge is None and options.judge_model is None:
         return None
     if options.judge is None or options.judge_model is None:
-        raise ConfigurationError("A judge has two settings: add judge=URL and judge_model=NAME.")
+        lacking = "judge=URL" if options.judge is None else "judge_model=NAME"
+        name = lacking.partition("=")[0]
+        raise ConfigurationError(f"score: {name} is missing; add {lacking}, for a judge has both settings")
     endpoint = Endpoint(url=options.judge, model=options.judge_model, key_variable=options.judge_key)
     return Judge(endpoint, Path(options.judge_replies or folder / "judge.jsonl").expanduser())
 

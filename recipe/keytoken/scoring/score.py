@@ -19,6 +19,7 @@ from keytoken.scoring.files import PredictionFile
 from keytoken.scoring.items import FAILED, UNMATCHED, Item, Prediction, Verdict
 from keytoken.scoring.predictions import require_distinct, shown
 from keytoken.scoring.statistics import Estimate, bootstrap_mean
+from keytoken.words import number_of
 
 ALL = "all"
 MAX_EXTRACTED = 200  # characters of what was read that a verdict keeps
@@ -141,9 +142,10 @@ def score_predictions(
         if prediction.item_id not in by_id:
             extra[prediction.item_id] = None
     if extra:
+        what = number_of(len(extra), "prediction is", "predictions are")
         raise DataError(
-            f"{len(extra)} predictions are of questions that are not among the {len(by_id)} of "
-            f"{benchmark.name}: {shown(list(extra))}. Give the questions they were made with."
+            f"{what} of questions that are not among the {len(by_id)} of {benchmark.name}: "
+            f"{shown(list(extra))}. Give the questions they were made with."
         )
     return [
         Scores(
@@ -180,8 +182,8 @@ def item_scores(answers: Iterable[Answer]) -> dict[str, float]:
 
 
 def cluster(item: Item) -> str:
-    """What the bootstrap draws together: the questions about one clip."""
-    return item.video or item.item_id
+    """What the bootstrap draws together: the questions about one clip, or the same images."""
+    return item.video or "|".join(item.images) or item.item_id
 
 
 def weights_of(benchmark: Benchmark, items: Sequence[Item]) -> list[float] | None:

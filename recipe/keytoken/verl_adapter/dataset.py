@@ -46,6 +46,7 @@ from keytoken.data.contract import SamplingContract
 from keytoken.data.headers import tokens_of_frames, tokens_of_picture
 from keytoken.data.part import Part, named_clip
 from keytoken.data.quarantine import Quarantined, scan_rows
+from keytoken.data.row_contract import require_contract
 from keytoken.data.timed import read_clip_within
 from keytoken.errors import ConfigurationError, DataError
 from keytoken.verl_adapter.compat import RLHFDataset
@@ -85,7 +86,8 @@ class VideoDataset(RLHFDataset):
             DataError: no row is left.
         """
         contract = self._contract
-        _require_contract(dataframe, self.video_key, contract)
+        if self.video_key in dataframe.column_names:
+            require_contract(dataframe[self.video_key], contract)
         infos = dataframe[_INFO] if _INFO in dataframe.column_names else []
         policy, jobs = self.config.get("clip_check", NEW), self.config.get("clip_check_jobs")
         check_settings(policy, jobs)
@@ -298,24 +300,3 @@ def _load_image(item: Mapping[str, Any], contract: SamplingContract) -> Image.Im
     from qwen_vl_utils import fetch_image
 
     return fetch_image(dict(item), image_patch_size=contract.patch_size)
-
-
-def _require_contract(dataframe: datasets.Dataset, video_key: str, contract: SamplingContract) -> None:
-    """Refuse rows that carry sampling settings of their own which contradict the run's.
-
-    Raises:
-        ConfigurationError: names the clip, the setting and both values.
-    """
-    if video_key not in dataframe.column_names:
-        return
-    for videos in dataframe[video_key]:
-        for video in videos or ():
-            if not isinstance(video, dict):
-                continue
-            for name, wanted in asdict(contract).items():
-                given = video.get(name)
-                if given is not None and given != wanted:
-                    raise ConfigurationError(
-                        f"clip {video['video']}: its row says {name}={given}, the run's sampling contract "
-                        f"{name}={wanted}; write the rows again or change the contract"
-                    )

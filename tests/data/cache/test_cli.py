@@ -149,6 +149,8 @@ def test_a_wrong_source_is_one_message(name: str, message: str, sources: Path) -
 
 WRONG_WORDS = {
     "unknown preset": (["build", ".", "cache=c", "sampling=eval_64"], "'eval_64f'?"),
+    "unknown key of a contract": (["build", ".", "cache=c", "sampling=demo", "sampling.fp=1"], "'fps'?"),
+    "keys of no contract": (["build", ".", "cache=c", "sampling.fps=1"], "preset sampling="),
     "contract that is no contract": (["build", ".", "cache=c", "sampling=c.json"], "no sampling contract"),
     "no source": (["build", "cache=c", "sampling=demo"], "at least one SOURCES"),
     "no jobs": (["build", ".", "cache=c", "sampling=demo", "jobs=0"], "must be positive"),

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
@@ -11,12 +11,13 @@ from keytoken.data.cache import upkeep
 from keytoken.data.cache.build import build, find_clips, write_failures
 from keytoken.data.cache.store import frame_cache
 from keytoken.data.contract import SamplingContract, preset_names
+from keytoken.data.sampling_words import SAMPLING, named_contract
 from keytoken.errors import ConfigurationError
 from keytoken.words import parse_words
 
 Say = Callable[[str], None]
 
-COMMAND = "keytoken data cache"
+COMMAND = "data cache"
 QUARANTINE = "quarantine.jsonl"
 _DAY_S = 86400.0
 _GIB = 1 << 30
@@ -28,7 +29,7 @@ class BuildSettings:
 
     sources: tuple[str, ...]
     cache: str
-    sampling: str
+    sampling: str = field(metadata=SAMPLING)
     jobs: int = os.cpu_count() or 1
     limit_s: float = 60.0
     video_key: str = "videos"
@@ -48,7 +49,7 @@ class StatsSettings:
 
     cache: str
     sources: tuple[str, ...] = ()
-    sampling: str | None = None
+    sampling: str | None = field(default=None, metadata=SAMPLING)
     video_key: str = "videos"
 
 
@@ -72,7 +73,7 @@ def run_build(words: Sequence[str], say: Say) -> int:
     settings = parse_words(words, BuildSettings, f"{COMMAND} build", plain="sources")
     if settings.jobs < 1 or settings.limit_s <= 0:
         raise ConfigurationError(f"{COMMAND} build: jobs and limit_s must be positive")
-    contract, root = _contract(settings.sampling), Path(settings.cache).expanduser()
+    contract, root = named_contract(settings.sampling), Path(settings.cache).expanduser()
     clips = find_clips(settings.sources, settings.video_key)
     built = build(clips, contract, root, jobs=settings.jobs, limit_s=settings.limit_s)
     say(
@@ -126,7 +127,7 @@ def run_stats(words: Sequence[str], say: Say) -> int:
         say("    " + ", ".join(f"{name} {value}" for name, value in fields.items()))
     say(f"together: {_sum_of([entry for found in by_contract.values() for entry in found])}")
     if settings.sampling is not None:
-        contract, cache = _contract(settings.sampling), frame_cache(str(root))
+        contract, cache = named_contract(settings.sampling), frame_cache(str(root))
         clips = find_clips(settings.sources, settings.video_key)
         looked = tqdm(clips, desc="looking up clips", unit="clip", mininterval=1.0)
         num_there = sum(cache.has(clip, contract) for clip in looked)
@@ -151,7 +152,7 @@ def run_prune(words: Sequence[str], say: Say) -> int:
             root,
             unused_s=None if settings.unused_days is None else settings.unused_days * _DAY_S,
             max_bytes=None if settings.max_gib is None else int(settings.max_gib * _GIB),
-            keep={_contract(name).digest() for name in settings.keep} if settings.keep else None,
+            keep={named_contract(name).digest() for name in settings.keep} if settings.keep else None,
             dry_run=settings.dry_run,
             each=_with_bar,
         )
@@ -166,13 +167,6 @@ def run_prune(words: Sequence[str], say: Say) -> int:
 
 
 ACTIONS = {"build": run_build, "verify": run_verify, "stats": run_stats, "prune": run_prune}
-
-
-def _contract(sampling: str) -> SamplingContract:
-    """A preset by its name, or the contract that a run or a checkpoint has saved."""
-    if sampling.endswith(".json"):
-        return SamplingContract.read(Path(sampling).expanduser())
-    return SamplingContract.preset(sampling)
 
 
 def _existing(cache: str) -> Path:

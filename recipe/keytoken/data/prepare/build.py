@@ -23,6 +23,7 @@ from keytoken.data.prepare.rows import Entry
 from keytoken.data.prepare.samples import RowProblem, Sample, checked
 from keytoken.data.prepare.settings import PrepareSettings
 from keytoken.data.prepare.sources import read_source, table_columns
+from keytoken.data.sampling_words import named_contract
 from keytoken.errors import DataError
 from keytoken.scoring.prompts import render
 
@@ -41,7 +42,7 @@ def prepare(settings: PrepareSettings) -> tuple[Path, Ledger]:
         DataError: A file that cannot be read or written, an overlap with ``overlap=stop``, or no row left.
     """
     converter = get_converter(settings.name[0])
-    contract = SamplingContract.preset(settings.sampling)
+    contract = named_contract(settings.sampling)
     render("?", "free-form", settings.style)
     out = _absolute(settings.out)
     check_target(out, settings.overwrite)

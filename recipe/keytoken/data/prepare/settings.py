@@ -1,8 +1,9 @@
 """The settings of ``keytoken data prepare``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from keytoken.data.sampling_words import SAMPLING
 from keytoken.errors import ConfigurationError
 
 
@@ -21,7 +22,8 @@ class PrepareSettings:
         overlap: What happens to rows that a test set holds as well. "stop" leaves the choice to a person.
         check: "headers" opens every file and reads its length, "decode" also reads its frames as training
             would, "none" sees only that it exists.
-        sampling: Preset of the sampling contract that vision tokens are counted by.
+        sampling: The sampling contract that vision tokens are counted by: a preset, or the file of a run or
+            checkpoint, with or without changed keys (``sampling.max_frames=8``).
         style: How the questions are asked, see :func:`keytoken.scoring.prompts.render`.
         checksums: "quick" hashes size and three parts of each file, "full" all of it.
         encoding: Of the source.
@@ -39,7 +41,7 @@ class PrepareSettings:
     against: tuple[str, ...] = ()
     overlap: Literal["stop", "drop", "keep"] = "stop"
     check: Literal["headers", "decode", "none"] = "headers"
-    sampling: str = "video_r1_16f"
+    sampling: str = field(default="video_r1_16f", metadata=SAMPLING)
     style: str = "reasoning"
     checksums: Literal["quick", "full"] = "quick"
     encoding: str = "utf-8"

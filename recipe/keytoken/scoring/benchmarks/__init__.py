@@ -10,6 +10,7 @@ from keytoken.scoring.benchmarks import (
     demo,
     mmvu,
     mvbench,
+    own,
     tempcompass,
     video_holmes,
     videomme,
@@ -28,6 +29,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         videomme,
         mvbench,
         vsibench,
+        own,
         demo,
     )
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from keytoken.scoring.items import Item, Verdict
+from keytoken.scoring.prompts import OFFICIAL, render, with_options
 
 ScoreRule = Callable[[Item, str], Verdict]
 
@@ -46,3 +47,14 @@ class Benchmark:
     weights: Callable[[Sequence[Item]], list[float]] | None = None
     item: Callable[[Mapping[str, Any], str], Item] | None = None
     compared: Callable[[Mapping[tuple[str, str], tuple[float, float]]], list[str]] | None = None
+
+
+def question_text(benchmark: Benchmark, item: Item, style: str) -> str:
+    """The text of a question in a style of :mod:`keytoken.scoring.prompts`; "official" is its own wording.
+
+    Raises:
+        ConfigurationError: There is no such style.
+    """
+    if style == OFFICIAL:
+        return benchmark.prompt(item)
+    return render(with_options(item.question, item.options), item.kind, style, others=(OFFICIAL,))
