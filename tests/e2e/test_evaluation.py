@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
+from keytoken.cli import main
 from keytoken.data.contract import SamplingContract
 from keytoken.demo.batches import Encoder, clip_example
 from keytoken.demo.model import TOKENS_PER_SECOND
@@ -25,6 +28,7 @@ from keytoken.demo.rows import split_question
 from keytoken.demo.sampling import MAX_NEW_TOKENS, sample_answers
 from keytoken.demo.warm_start import WarmStartConfig
 from keytoken.evaluation.store import FILE_NAME
+from keytoken.rewards.score import compute_score
 from keytoken.verl_adapter.shims.hooks import on_cpu
 
 pytestmark = [
@@ -152,22 +156,71 @@ def test_killed_evaluation_goes_on_and_is_scored(world: Path, tmp_path: Path) ->
     assert {one["num_questions"] for one in controls} == {shown}
 
 
-def test_run_folder_is_a_model(straight: Any, launcher: Any, tmp_path: Path) -> None:
-    """Its last checkpoint is joined, sees the run's frames, and answers as transformers has it answer."""
+def own_questions(demo_dir: Path, folder: Path, count: int) -> Path:
+    """Held-out questions as a table of one's own, prepared, in the demo's words; the last clip is lost."""
+    media = folder / "media"
+    media.mkdir()
+    table = []
+    for row in pq.read_table(demo_dir / "heldout.parquet").to_pylist()[:count]:
+        clip = Path(shutil.copy(row["videos"][0]["video"], media))
+        answer = row["reward_model"]["ground_truth"]
+        table.append({"video": clip.name, "question": row["extra_info"]["question"], "answer": answer})
+        table[-1] |= {"problem_type": "free-form", "category": row["extra_info"]["family"]}
+    (media / "table.json").write_text(json.dumps(table))
+    words = ["data", "prepare", "folder", f"source={media}", f"out={folder / 'data'}", "check=none"]
+    assert main([*words, "style={question}", "sampling=demo", "split=heldout"]) == 0
+    clip.unlink()
+    return folder / "data" / "heldout.parquet"
+
+
+def test_run_folder_is_a_model_for_questions_of_ones_own(
+    straight: Any, launcher: Any, tmp_path: Path
+) -> None:
+    """Its last checkpoint is joined, sees the run's frames, and answers as transformers has it answer.
+
+    The questions are prepared as a user prepares them, and scored as training would reward the answers.
+    """
     count, out = 5, tmp_path / "scores"
-    world = {"KEYTOKEN_DEMO_DIR": str(launcher.demo_dir)}
+    dataset = own_questions(launcher.demo_dir, tmp_path, count + 1)
     # transformers_answers stops where the answers of the warm start do
-    words = {"model": straight.folder, "limit": count, "decoding": "greedy", "max_tokens": MAX_NEW_TOKENS}
-    other = run(evaluate(launcher.demo_dir, out, **words, sampling="eval_64f"), **world)
+    words = {"benchmark": "own", "questions": dataset, "model": straight.folder, "limit": count + 1}
+    words |= {"decoding": "greedy", "max_tokens": MAX_NEW_TOKENS}
+    other = run(evaluate(launcher.demo_dir, out, **words, sampling="eval_64f"))
     assert other.returncode == 2
     assert "max_frames is 64 asked for and 8 in training" in other.stderr
-    done = run(evaluate(launcher.demo_dir, out, **words), **world)
+    done = run(evaluate(launcher.demo_dir, out, **words))
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "1 of 6 questions have no media, the first: " in done.stdout
     header, *rows = (json.loads(line) for line in (out / FILE_NAME).read_text().splitlines())
     merged = straight.checkpoint(4) / "merged"
     assert header["model"] == str(merged)
     contract = SamplingContract.read(straight.folder / "sampling_contract.json")
     assert header["sampling"] == asdict(contract) and "sampling_mismatch" not in header
+    lost = [row for row in rows if row["item_id"] == f"heldout-{count:06d}"]
+    assert [row["control"] for row in lost] == list(CONTROLS)
+    assert all("no such file" in row["error"] for row in lost)
+    rows = [row for row in rows if row not in lost]
     assert {(row["control"], row["error"]) for row in rows} == {(control, "") for control in CONTROLS}
     given = {row["item_id"]: row["response"] for row in rows if row["control"] == "none"}
-    assert given == transformers_answers(merged, count)
+    prepared = pq.read_table(dataset).to_pylist()[:count]
+    answers_there = transformers_answers(merged, count).values()
+    assert given == dict(
+        zip((row["extra_info"]["prompt_id"] for row in prepared), answers_there, strict=True)
+    )
+
+    rewards = [
+        compute_score(
+            "own",
+            given[row["extra_info"]["prompt_id"]],
+            row["reward_model"]["ground_truth"],
+            row["extra_info"],
+        )["acc"]
+        for row in prepared
+    ]
+    report = json.loads((out / "results.json").read_text())
+    tables = next(one["tables"] for one in report["runs"] if one["control"] == "none")
+    assert tables["all"][0]["score"]["value"] == pytest.approx(sum(rewards) / (count + 1))
+    assert [(row["name"], row["items"], row["failed"]) for row in tables["problem type"]] == [
+        ("free-form", 6, 1)
+    ]
+    assert len(tables["category"]) == count + 1

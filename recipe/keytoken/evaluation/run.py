@@ -34,6 +34,10 @@ from keytoken.words import number_of
 
 TEXT_TOKENS = 2048  # room for the words of a question
 _WEIGHTS = (".safetensors", ".bin")
+_UNTAGGED = (
+    "The prompts ask for no <answer> tags, and as in training nothing else is read. For answers without them: "
+    "keytoken score with variant=untagged on the predictions."
+)
 _NO_DOWNLOAD = (
     "Nothing is downloaded: give the folder of a model (with config.json) or a run of keytoken train."
 )
@@ -73,6 +77,8 @@ def evaluate(options: EvaluateOptions, announce: Callable[[str], None]) -> Path:
             asked = number_of(len(source.items), "question")
             announce(f"{number_of(total, 'answer')} to {asked}, into {store.path}")
             announce(f"Frames: {frames.origin}")
+            if source.prepared and "<answer>" not in question_text(benchmark, source.items[0], source.style):
+                announce(_UNTAGGED)
             _ask(options, benchmark, source, contract, model, rollout, store, jobs, total)
         else:
             announce(f"All {total} answers are there already: {store.path}")

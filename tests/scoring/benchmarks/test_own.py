@@ -24,7 +24,7 @@ from keytoken.scoring.benchmarks.base import question_text
 from keytoken.scoring.cli import NAMES
 from keytoken.scoring.items import Item, Prediction
 from keytoken.scoring.lmms_export import ExportOptions, export
-from keytoken.scoring.score import score_predictions, tables
+from keytoken.scoring.score import cluster, score_predictions, tables
 
 TABLE = """\
 video;question;options;answer;problem type;category;start;end
@@ -96,6 +96,7 @@ def test_an_image_and_options_in_the_question(prepared: Path, tmp_path: Path) ->
     assert main(["data", "prepare", "folder", *words]) == 0
     (item,) = own.read([tmp_path / "image" / "train.parquet"])
     assert (item.video, item.images) == (None, ("still.png",))
+    assert cluster(item) == "still.png"  # the bootstrap draws an image with all its questions
     row = copy.deepcopy(rows_of(prepared)[0])
     row["extra_info"]["question"] = "Which color?\nA) red\nB) green\nC) blue"
     row["prompt"][0]["content"] = "<video>" + row["extra_info"]["question"] + "\nReply."
