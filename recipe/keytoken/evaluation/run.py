@@ -35,7 +35,7 @@ from keytoken.words import number_of
 TEXT_TOKENS = 2048  # room for the words of a question
 _WEIGHTS = (".safetensors", ".bin")
 _UNTAGGED = (
-    "The prompts ask for no <answer> tags, and as in training nothing else is read. For answers without them: "
+    "The prompts ask for no <answer> tags, and as in training nothing else is read. Where answers have none: "
     "keytoken score with variant=untagged on the predictions."
 )
 _NO_DOWNLOAD = (
