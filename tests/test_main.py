@@ -98,6 +98,18 @@ def test_workers_get_the_environment_of_the_run(monkeypatch: pytest.MonkeyPatch)
     assert os.environ == expected
 
 
+def test_tensorboard_writes_into_the_run_folder_or_where_it_is_told_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TENSORBOARD_DIR", raising=False)
+    config = OmegaConf.create({"trainer": {"logger": ["console", "tensorboard"]}})
+    assert main._tracker_folder(config, tmp_path) == {"TENSORBOARD_DIR": str(tmp_path / "tensorboard")}
+    monkeypatch.setenv("TENSORBOARD_DIR", "/elsewhere")
+    assert main._tracker_folder(config, tmp_path) == {}
+    monkeypatch.delenv("TENSORBOARD_DIR")
+    assert main._tracker_folder(OmegaConf.create({"trainer": {"logger": ["file"]}}), tmp_path) == {}
+
+
 def prepare(folder: Path) -> None:
     """The files that a demo run looks for, empty."""
     for name in ("train.parquet", "heldout.parquet", "validation.parquet", "model/config.json"):

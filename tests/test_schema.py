@@ -179,6 +179,7 @@ def test_views_follow_from_ratios_and_loss(changes: dict[str, Any], views: tuple
         ({"kernels__head": True}, "keytoken.kernels.head", "type str"),
         ({"kernels__head": "liger"}, "keytoken.kernels.head is 'liger'", "fused, verl"),
         ({"export__every_steps": 0}, "every_steps is 0", "enabled=false"),
+        ({"export__pictures": -1}, "pictures is -1", "0 (none)"),
         ({"diagnostics__every_steps": 0}, "keytoken.diagnostics.every_steps is 0", "null for none"),
         (
             {"diagnostics__word_classes": {"tag": "<a>"}},

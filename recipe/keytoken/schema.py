@@ -267,11 +267,13 @@ class ExportConfig(Block):
         enabled: Whether tokens, log-probs, scores and weights are written.
         every_steps: A step is exported when its number is a multiple of this.
         max_responses: At most so many responses of an exported step are written.
+        pictures: So many of them go as pictures to the trackers that take some; 0 for none.
     """
 
     enabled: bool = True
     every_steps: int = 10
     max_responses: int = 32
+    pictures: int = 2
 
     def __post_init__(self) -> None:
         for name in ("every_steps", "max_responses"):
@@ -279,6 +281,7 @@ class ExportConfig(Block):
             require(
                 value >= 1, f"{ROOT}.export.{name} is {value}; use 1 or more, or {ROOT}.export.enabled=false."
             )
+        require(self.pictures >= 0, f"{ROOT}.export.pictures is {self.pictures}; use 0 (none) or more.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from keytoken.data.contract import SamplingContract
 from keytoken.demo.tokenizer import build_tokenizer
@@ -160,7 +161,13 @@ def test_placement_actor_gives_the_same_scores(launcher, straight):
         "trainer.val_before_train=true",
         "trainer.total_training_steps=2",
         "trainer.save_freq=-1",
+        "trainer.logger=[console,file,tensorboard]",
     )
+    events = EventAccumulator(str(run.folder / "tensorboard")).Reload()
+    for name in ("lens/answer_1", "lens/answer_2"):
+        assert [image.step for image in events.Images(name)] == [1, 2]
+    seconds = [step["export/pictures_s"] for step in run.metrics()]
+    assert [event.value for event in events.Scalars("export/pictures_s")] == pytest.approx(seconds)
     # Seven held-out prompts, each with four sampled answers and a greedy one in the same batch of the engine;
     # six of them have a clip, and are asked with blank and with shuffled frames as well.
     assert len(run.validation(0)) == 47

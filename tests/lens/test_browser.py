@@ -19,6 +19,7 @@ from keytoken.attribution.methods import compute_token_weights
 from keytoken.demo.render import draw_clip, write_clip
 from keytoken.demo.rows import split_question
 from keytoken.lens.read import read_export
+from keytoken.lens.scale import top_of
 from keytoken.lens.write import write_lens
 
 RECORDED = Path(__file__).with_name("data") / "step_000001.parquet"
@@ -136,6 +137,15 @@ def test_pointing_at_a_token_shows_all_its_values(browser: Any, recorded: Path) 
         value = browser.run("return Lens.format(arguments[0])", float(answer.values[name][at]))
         assert value in shown, name
     assert browser.run("return document.querySelectorAll('#profile canvas').length") == 1
+
+
+def test_the_page_colours_on_the_scale_of_the_picture(browser: Any, recorded: Path) -> None:
+    browser.open(recorded)
+    export = read_export(RECORDED)
+    for key, name in (("1", "visual"), ("2", "temporal"), ("3", "entropy")):
+        browser.press(key)
+        assert browser.run("return Lens.state.colour") == name
+        assert browser.run("return Lens.scale().max") == top_of(export, name)
 
 
 def test_the_frames_stand_in_both_orders(browser: Any, recorded: Path) -> None:

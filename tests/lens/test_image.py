@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from PIL import Image
 
 from keytoken.cli import main
 from keytoken.errors import DataError
-from keytoken.lens.image import find_answer, lines_of, write_image
+from keytoken.lens import image
+from keytoken.lens.image import find_answer, lines_of, png_of, write_image
 from keytoken.lens.read import read_export
 
 RECORDED = Path(__file__).with_name("data") / "step_000001.parquet"
@@ -27,6 +29,34 @@ def test_the_command_draws_an_answer(tmp_path: Path, capsys: pytest.CaptureFixtu
     without = dataclasses.replace(export.answers[3], selected={})
     marked, bare = (coloured(path) for path in (target, write_image(export, without, tmp_path / "bare.png")))
     assert all(more > less + 100 for more, less in zip(marked, bare, strict=True)), (marked, bare)
+
+
+def test_the_scale_is_that_of_the_whole_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_of: Callable[..., Any]
+) -> None:
+    """The same answer is paler where another answer of the step has larger scores; the heading says why."""
+    export = read_export(batch_of(["red blue"] * 4, clip="").write(tmp_path, monkeypatch))
+    answer, *others = export.answers
+    louder = [
+        dataclasses.replace(each, values={name: 9 * values for name, values in each.values.items()})
+        for each in others
+    ]
+    written: list[str] = []
+    write = image._write
+    monkeypatch.setattr(
+        image, "_write", lambda *given, **style: written.append(given[3]) or write(*given, **style)
+    )
+    darkness = []
+    for step in (export, dataclasses.replace(export, answers=(answer, *louder))):
+        written.clear()
+        pixels = np.asarray(Image.open(io.BytesIO(png_of(step, answer))).convert("L"))
+        darkness.append(float((255 - pixels.astype(float)).mean()))
+        for name in ("visual", "temporal", "entropy"):
+            values = np.abs(np.concatenate([each.values[name] for each in step.answers]))
+            values = sorted(values[values > 0])
+            top = values[int(0.97 * (len(values) - 1))]
+            assert any(f"{name}: colours from 0 to {top:.3g}" in text for text in written), name
+    assert darkness[1] < 0.9 * darkness[0]
 
 
 def coloured(path: Path) -> list[int]:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from keytoken.errors import DataError
 from keytoken.lens.frames import Strip, strip_of
 from keytoken.lens.page import question_of
 from keytoken.lens.read import SIGNALS, Answer, Export
+from keytoken.lens.scale import PART, top_of
 from keytoken.lens.write import writing
 
 MAX_TOKENS = 600
@@ -48,6 +50,14 @@ def write_image(export: Export, answer: Answer, target: Path) -> Path:
     Raises:
         DataError: the file cannot be written.
     """
+    drawn = png_of(export, answer)
+    with writing(target):
+        target.write_bytes(drawn)
+    return target
+
+
+def png_of(export: Export, answer: Answer) -> bytes:
+    """An answer of an export as a PNG, its signals on the scales of the export."""
     signals = [name for name in SIGNALS if name in answer.values]
     strips = [
         strip_of(clip, answer.prompt_id, number, export.about, answer.applies["temporal"])
@@ -73,14 +83,14 @@ def write_image(export: Export, answer: Answer, target: Path) -> Path:
         _draw_strip(figure, strip, top, height)
         top -= 1.25
     for name in signals:
-        _draw_signal(figure, answer, name, lines, top, height)
+        _draw_signal(figure, answer, name, top_of(export, name), lines, top, height)
         top -= block
     if len(answer.texts) > MAX_TOKENS or not answer.texts:
         what = f"the first {MAX_TOKENS} of {len(answer.texts)} tokens" if answer.texts else "(no tokens)"
         _write(figure, 0.15, 0.08, what, height, size=7.5)
-    with writing(target):
-        figure.savefig(target, format="png", facecolor="white")
-    return target
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", facecolor="white")
+    return buffer.getvalue()
 
 
 def lines_of(texts: tuple[str, ...]) -> list[list[tuple[int, int, str]]]:
@@ -129,19 +139,22 @@ def _draw_signal(
     figure: Figure,
     answer: Answer,
     name: str,
+    largest: float,
     lines: list[list[tuple[int, int, str]]],
     top: float,
     height: float,
 ) -> None:
     values = np.abs(answer.values[name])
-    largest = float(np.nanmax(values, initial=0.0)) or 1.0
     colours = matplotlib.colormaps["viridis_r"]
     chosen = answer.selected.get(name)
-    _write(figure, 0.15, top - 0.1, f"{name}, up to {largest:.3g}", height, size=8, color=MARKS[name])
+    title = (
+        f"{name}: colours from 0 to {largest:.3g}, where {PART:.0%} of this step's lie (square-root scale)"
+    )
+    _write(figure, 0.15, top - 0.1, title, height, size=8, color=MARKS[name])
     for row, line in enumerate(lines):
         y = top - 0.33 - 0.24 * row
         for number, column, text in line:
-            part = float(np.sqrt(values[number] / largest)) if np.isfinite(values[number]) else 0.0
+            part = math.sqrt(min(values[number] / largest, 1.0)) if np.isfinite(values[number]) else 0.0
             fill = (*colours(part)[:3], min(1.0, part * 1.2))
             dark = 0.299 * fill[0] + 0.587 * fill[1] + 0.114 * fill[2] < 0.5 and fill[3] > 0.5
             box = {"facecolor": fill, "edgecolor": "none", "pad": 1.2}

@@ -21,6 +21,7 @@ from keytoken.data.part import AnyClip
 from keytoken.lens.classes import class_of, known_words
 from keytoken.lens.frames import Strip, strip_of
 from keytoken.lens.read import NUMBERS, SIGNALS, Answer, Export
+from keytoken.lens.scale import PART
 
 MakeStrip = Callable[[AnyClip, str, int, Mapping[str, Any], bool], Strip]
 RIGHT_ABOVE = 0.5
@@ -73,6 +74,7 @@ def payload(exports: Sequence[Export], strip: MakeStrip) -> dict[str, Any]:
     columns = {name: _column(answers, name) for name in NUMBERS}
     return {
         "exports": [_export(export) for export in exports],
+        "scalePart": PART,
         "prompts": prompts,
         "answers": {
             "export": [place for place, export in enumerate(exports) for _ in export.answers],

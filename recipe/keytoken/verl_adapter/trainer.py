@@ -26,7 +26,7 @@ from keytoken.resources import num_slots
 from keytoken.schema import KeyTokenConfig
 from keytoken.verl_adapter import advantage as advantages
 from keytoken.verl_adapter import batch as batches
-from keytoken.verl_adapter import contract_file, diagnostics, export, media, order, pools
+from keytoken.verl_adapter import contract_file, diagnostics, export, media, order, pools, trackers
 from keytoken.verl_adapter.bounded import bounded
 from keytoken.verl_adapter.compat import (
     PPOTrainerSeparateAsync,
@@ -208,7 +208,8 @@ class AttributionSteps(_Trainer):
         weighted = batches.write_weights(batch, result, signals.mask, data["response_mask"])
         batch.fields = weighted.fields
         metrics.update(result.metrics)
-        export.maybe_write(self, batch, signals, result)
+        exported = export.maybe_write(self, batch, signals, result)
+        metrics.update(trackers.maybe_log(self, exported))
         metrics.update(diagnostics.maybe_write(self, batch, signals, result, data))
         return batch
 

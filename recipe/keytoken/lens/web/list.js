@@ -55,7 +55,7 @@
       }
     }
     const sorted = Float32Array.from(found).sort();
-    const top = sorted.length ? sorted[Math.floor(0.97 * (sorted.length - 1))] : 1;
+    const top = sorted.length ? sorted[Math.floor(raw.scalePart * (sorted.length - 1))] : 1;
     scale = { max: top || 1, diverging: DIVERGING.has(state.colour) || (sorted.length > 0 && hasNegative()) };
   };
   function hasNegative() {
