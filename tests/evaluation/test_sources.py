@@ -127,6 +127,9 @@ def test_questions_are_told_from_others() -> None:
     others = {questions_digest([dataclasses.replace(asked, **change)]) for change in changes}
     assert len(others | {digest}) == 1 + len(changes)
     assert questions_digest([dataclasses.replace(asked, answer="B")]) == digest
+    worded = dataclasses.replace(asked, prompt="Which? Think.")
+    assert len({digest, questions_digest([worded])}) == 2
+    assert questions_digest([dataclasses.replace(worded, root="/moved")]) == questions_digest([worded])
 
 
 def test_a_limit_asks_less_of_the_same_questions(world: Path) -> None:

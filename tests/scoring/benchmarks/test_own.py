@@ -141,6 +141,8 @@ def test_untagged_answers_by_the_variant(items: list[Item]) -> None:
         assert own.score(choice, response).score == 0.0
         assert own.score_untagged(choice, response).score == 1.0
     assert own.score_untagged(choice, "<answer>A</answer> B").score == 0.0
+    # Tags are read as the reward reads them, and nothing else is then.
+    assert own.score_untagged(choice, "<answer>B. green</answer>").score == 0.0
     assert own.score_untagged(choice, "no idea").rule == "unmatched"
     assert own.score_untagged(number, "7").score == 1.0
     assert own.score_untagged(number, "seven").score == 0.0
