@@ -3,13 +3,15 @@
 import dataclasses
 import json
 import os
+import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ TOUR = str(Path(__file__).with_name("tour.py"))
 TINY_WARM_START = {"text_steps": 20, "clip_steps": 40, "relabel_steps": 5}
 # A start takes about a minute on two idle cores; the bound is for machines that are busy.
 RUN_TIMEOUT_S = 900
+CLUSTER_TIMEOUT_S = 120
 
 SMALL = (
     "experiment=demo_cpu",
@@ -169,6 +172,89 @@ class Job:
         return "\n".join(line[:500] for line in self.log.read_text(errors="replace").splitlines()[-60:])
 
 
+class Cluster:
+    """A head with logical GPUs; everything it starts carries its folder in the environment."""
+
+    def __init__(self, num_gpus: int) -> None:
+        # Ray's sockets lie below this folder, and a socket's path may not exceed 107 characters.
+        self.folder = Path(tempfile.mkdtemp(prefix="kt-", dir="/tmp"))
+        token = self.folder / "token"
+        token.write_text(secrets.token_hex(32))
+        self.client = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        ports = free_ports(4)
+        self.address = f"http://127.0.0.1:{ports[0]}"
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
+        command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--temp-dir={self.folder}"]
+        command += [
+            f"--dashboard-port={ports[0]}",
+            f"--port={ports[1]}",
+            f"--ray-client-server-port={ports[2]}",
+        ]
+        command += [f"--dashboard-agent-listen-port={ports[3]}", "--disable-usage-stats"]
+        command += [f"--num-gpus={num_gpus}", f"--num-cpus={16 * num_gpus}"]
+        self.log = self.folder / "head.log"
+        with self.log.open("w") as output:
+            self.head = subprocess.Popen(
+                command,
+                env={**os.environ, **self.client, **self._activated(), "RAY_TMPDIR": str(self.folder)},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        self._wait_for_the_job_server(ports[0])
+
+    @staticmethod
+    def _activated() -> dict[str, str]:
+        """The environment of an activated virtual environment: the `python` of jobs is this one."""
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        return {"PATH": path, "OMP_NUM_THREADS": "1"}
+
+    def _wait_for_the_job_server(self, port: int) -> None:
+        limit = time.monotonic() + CLUSTER_TIMEOUT_S
+        while not _answers(port):
+            if self.head.poll() is not None or time.monotonic() > limit:
+                self.stop()
+                raise RuntimeError(f"the cluster did not start:\n{self.log.read_text()[-2000:]}")
+            time.sleep(0.2)
+
+    def processes(self, title: str = "") -> list[psutil.Process]:
+        """Its processes whose command begins with a title, such as ``ray::AttributionWorker``."""
+        ours = [p for p in psutil.process_iter(["environ", "cmdline"]) if p.info["environ"]]
+        return [
+            process
+            for process in ours
+            if process.info["environ"].get("RAY_TMPDIR") == str(self.folder)
+            and " ".join(process.info["cmdline"] or ()).startswith(title)
+        ]
+
+    def stop(self) -> None:
+        """SIGKILL everything of it, by process id."""
+        for process in self.processes():
+            try:
+                os.kill(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self.head.wait(30)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now."""
+    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+def _answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
 @pytest.fixture(scope="session")
 def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A demo world whose model has seen a few supervised steps only: enough to answer, not to answer well."""
@@ -200,3 +286,11 @@ def straight(launcher: Launcher) -> Run:
     return launcher.run(
         "straight", "trainer.val_before_train=true", "trainer.total_training_steps=4", "trainer.save_freq=2"
     )
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A running cluster with room for the three pools."""
+    started = Cluster(num_gpus=3)
+    yield started
+    started.stop()

@@ -1,6 +1,7 @@
 """The main job on the real stack: three pools, several ranks, both placements, resume, repeatability."""
 
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from keytoken.data.contract import SamplingContract
 from keytoken.demo.tokenizer import build_tokenizer
 from keytoken.verl_adapter.export import SCHEMA
 
+ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2400)]
 
 # Of a demo clip as the processor hands it on: 8 frames of 56 x 56 pixels in three colors, float32.
@@ -89,24 +91,33 @@ def test_text_prompts_have_no_visual_score(straight):
     assert max(np.abs(row).max() for row in video["visual"]) > 1e-3
 
 
-def test_resume_continues_as_if_nothing_had_happened(launcher, straight):
-    """Kill the driver after the checkpoint of step 2, submit again: steps 3 and 4 come out the same.
+def test_a_job_that_loses_a_process_goes_on_as_if_nothing_had_happened(launcher, straight, cluster):
+    """Kill a worker after the checkpoint of step 2: the job's second try makes the same steps 3 and 4.
 
     The same prompts, answers and log-probs in step 3 mean that weights, sampling and data position were
     restored; the same weights after step 4 mean that the optimizer was.
     """
-    options = ("interrupted", "trainer.total_training_steps=4", "trainer.save_freq=2")
-    job = launcher.start(*options)
+    restarts = ("--address", cluster.address, "--max-restarts=1", "--restart-delay=2", f"--source={ROOT}")
+    job = launcher.start(
+        "interrupted",
+        "trainer.total_training_steps=4",
+        "trainer.save_freq=2",
+        program=("-m", "keytoken.cli", "submit", *restarts),
+        environment=cluster.client,
+    )
     marker = job.run.folder / "checkpoints" / "latest_checkpointed_iteration.txt"
     job.wait_for(lambda: marker.exists() and marker.read_text().strip() == "2")
-    job.kill()
-    first = weights(job.run, 2)
-    assert all(torch.equal(first[name], value) for name, value in weights(straight, 2).items())
-    contracts = [folder / "sampling_contract.json" for folder in (job.run.folder, job.run.checkpoint(2))]
-    assert SamplingContract.read(contracts[0]) == SamplingContract.read(contracts[1])
+    (attribution,) = cluster.processes("ray::AttributionWorker")
+    attribution.kill()
+    resumed = job.finish()
+    log = job.log.read_text(errors="replace")
+    assert "The process of AttributionWorker (pid" in log and "Try 1 of 1" in log
 
-    resumed = launcher.run(*options)
     assert [int(step["training/global_step"]) for step in resumed.metrics()] == [3, 4]
+    first = weights(resumed, 2)
+    assert all(torch.equal(first[name], value) for name, value in weights(straight, 2).items())
+    contracts = [folder / "sampling_contract.json" for folder in (resumed.folder, resumed.checkpoint(2))]
+    assert SamplingContract.read(contracts[0]) == SamplingContract.read(contracts[1])
     for step in (3, 4):
         assert_same_answers(straight.tokens(step), resumed.tokens(step))
         for column in SCORES:

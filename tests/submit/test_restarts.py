@@ -2,11 +2,10 @@
 
 import pytest
 
-from keytoken.submit.client import Outcome
 from keytoken.submit.request import Request
-from keytoken.submit.restarts import run_to_the_end, worth_another_try
+from keytoken.submit.restarts import Outcome, run_to_the_end, worth_another_try
 
-LOST = Outcome("FAILED", None, "Job supervisor actor died")
+LOST = Outcome("FAILED", None, "Job supervisor actor died", 60.0)
 
 
 class Script:
@@ -28,12 +27,14 @@ class Script:
     ("outcome", "again"),
     [
         (LOST, True),
-        (Outcome("FAILED", 1, "an actor died"), True),
-        (Outcome("FAILED", 3, "the weight sync did not end"), True),
-        (Outcome("FAILED", -9, "killed"), True),
-        (Outcome("FAILED", 2, "a wrong key"), False),
-        (Outcome("SUCCEEDED", 0, ""), False),
-        (Outcome("STOPPED", None, "stopped by its user"), False),
+        (Outcome("FAILED", 1, "an actor died", 60.0), True),
+        (Outcome("FAILED", 3, "the weight sync did not end", 60.0), True),
+        (Outcome("FAILED", -9, "killed", 60.0), True),
+        (Outcome("FAILED", None, "its machine was lost at once", 1.0), True),
+        (Outcome("FAILED", 1, "No module named keytoken", 1.0), False),
+        (Outcome("FAILED", 2, "a wrong key", 60.0), False),
+        (Outcome("SUCCEEDED", 0, "", 60.0), False),
+        (Outcome("STOPPED", None, "stopped by its user", 60.0), False),
     ],
 )
 def test_which_failures_are_worth_another_try(outcome: Outcome, again: bool) -> None:
@@ -43,11 +44,11 @@ def test_which_failures_are_worth_another_try(outcome: Outcome, again: bool) -> 
 @pytest.mark.parametrize(
     ("outcomes", "limit", "names", "status"),
     [
-        ([Outcome("SUCCEEDED", 0, "")], 3, ["job"], "SUCCEEDED"),
-        ([LOST, LOST, Outcome("SUCCEEDED", 0, "")], 3, ["job", "job-r1", "job-r2"], "SUCCEEDED"),
+        ([Outcome("SUCCEEDED", 0, "", 60.0)], 3, ["job"], "SUCCEEDED"),
+        ([LOST, LOST, Outcome("SUCCEEDED", 0, "", 60.0)], 3, ["job", "job-r1", "job-r2"], "SUCCEEDED"),
         ([LOST, LOST], 1, ["job", "job-r1"], "FAILED"),
         ([LOST], 0, ["job"], "FAILED"),
-        ([LOST, Outcome("FAILED", 2, "")], 5, ["job", "job-r1"], "FAILED"),
+        ([LOST, Outcome("FAILED", 2, "", 60.0)], 5, ["job", "job-r1"], "FAILED"),
     ],
 )
 def test_a_job_is_submitted_again_with_the_same_words(outcomes, limit, names, status) -> None:

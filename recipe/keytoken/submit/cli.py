@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from keytoken.block import require
+from keytoken.submit.restarts import RESTART_DELAY_S
 
 if TYPE_CHECKING:
     from keytoken.submit.request import Request
@@ -61,9 +62,9 @@ def add_submit(commands: Any, say: Callable[[str], None]) -> None:
     parser.add_argument(
         "--restart-delay",
         type=float,
-        default=30.0,
+        default=RESTART_DELAY_S,
         metavar="SECONDS",
-        help="pause before that, in which Ray notices lost machines (default: 30)",
+        help="pause before that, in which Ray notices lost machines (default: %(default)g)",
     )
     parser.add_argument("--no-wait", action="store_true", help="submit and leave")
     parser.add_argument(

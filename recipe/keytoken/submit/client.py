@@ -1,7 +1,6 @@
 """The cluster's job server: submitting a job, following its log, and how it ended."""
 
 import asyncio
-import dataclasses
 import time
 from collections.abc import Callable
 
@@ -10,28 +9,15 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from keytoken.errors import ClusterError
 from keytoken.submit.request import Request
+from keytoken.submit.restarts import Outcome
 
 # A job server that cannot be reached for so long is given up; a head that restarts takes half a minute.
 LOST_AFTER_S = 120.0
 _POLL_S = 1.0
+_LOGS = ", last available logs"  # which have been printed already
 _ENDED = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 # What the client raises while the job server is away or answers with an error.
 _UNREACHABLE = (ConnectionError, RuntimeError, OSError)
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """How a job ended.
-
-    Attributes:
-        status: Ray's word: SUCCEEDED, FAILED or STOPPED.
-        exit_code: Of the driver; None where it was lost with its machine.
-        message: Ray's account, its first line.
-    """
-
-    status: str
-    exit_code: int | None
-    message: str
 
 
 class JobServer:
@@ -111,12 +97,14 @@ class JobServer:
             else:
                 seen = time.monotonic()
                 if details.status in _ENDED:
-                    return Outcome(
-                        str(details.status.value),
-                        details.driver_exit_code,
-                        _first_line(details.message or ""),
-                    )
+                    return _outcome_of(details)
             time.sleep(_POLL_S)
+
+
+def _outcome_of(details: JobDetails) -> Outcome:
+    message = _first_line(details.message or "").partition(_LOGS)[0]
+    seconds = ((details.end_time or 0) - (details.start_time or 0)) / 1000.0
+    return Outcome(str(details.status.value), details.driver_exit_code, message, seconds)
 
 
 def _first_line(what: object) -> str:

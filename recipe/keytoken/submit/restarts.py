@@ -6,11 +6,29 @@ from collections.abc import Callable
 from typing import Protocol
 
 from keytoken.errors import KeyTokenError
-from keytoken.submit.client import Outcome
 from keytoken.submit.request import Request
 
 # Ray reports a killed host as dead after 13 to 15 s; a job placed on it before that fails at once.
 RESTART_DELAY_S = 30.0
+# Importing what a driver needs takes longer than this.
+LEAST_S = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a job ended.
+
+    Attributes:
+        status: Ray's word: SUCCEEDED, FAILED or STOPPED.
+        exit_code: Of the driver; None where it was lost with its machine.
+        message: Ray's account, its first line.
+        seconds: From its start to its end.
+    """
+
+    status: str
+    exit_code: int | None
+    message: str
+    seconds: float
 
 
 class Server(Protocol):
@@ -63,7 +81,9 @@ def run_to_the_end(
 def worth_another_try(outcome: Outcome) -> bool:
     """Whether the same job may succeed: not after an error of its user's, nor when it was stopped.
 
-    A driver that ends with the code of a user's error (a wrong key, a missing file) would end so again. All
-    else may be the loss of a process or machine, which Ray reports in many ways.
+    A driver that ends with the code of its user's error (a wrong key, a missing file) would end so again; so
+    would one that ends before it can have talked to the cluster (no KeyToken in its Python). All else may be
+    the loss of a process or machine, which Ray reports in many ways.
     """
-    return outcome.status == "FAILED" and outcome.exit_code != KeyTokenError.exit_code
+    began = outcome.exit_code is None or outcome.seconds > LEAST_S
+    return outcome.status == "FAILED" and outcome.exit_code != KeyTokenError.exit_code and began

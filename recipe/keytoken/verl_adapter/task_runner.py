@@ -6,7 +6,7 @@ import ray
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
 from keytoken.errors import ClusterError, ConfigurationError, KeyTokenError
 from keytoken.resources import runs_here, validate_files
@@ -17,6 +17,7 @@ from keytoken.verl_adapter.compat import (
     run_ppo,
     validate_config,
 )
+from keytoken.verl_adapter.lost import lost_process
 from keytoken.verl_adapter.machine import CLUSTER_REMEDY, check_machine
 from keytoken.verl_adapter.stack import check_stack
 
@@ -58,7 +59,7 @@ def run(config: DictConfig) -> None:
 
     Raises:
         ConfigurationError: verl refuses the configuration, or the installed stack cannot run it.
-        ClusterError: the machine or the cluster cannot hold the run.
+        ClusterError: the machine or the cluster cannot hold the run, or one of its processes died.
         KeyTokenError: whatever a process of the run raised of these.
     """
     check_by_verl(config)
@@ -67,8 +68,8 @@ def run(config: DictConfig) -> None:
     check_machine(config)
     try:
         run_ppo(config, task_runner_class=KeyTokenTaskRunner)
-    except RayTaskError as problem:
-        raise own_error(problem) or problem from problem
+    except (RayTaskError, RayActorError) as problem:
+        raise own_error(problem) or lost_process(problem) or problem from problem
     except ValueError as problem:
         if "existing cluster" not in str(problem):
             raise

@@ -1,0 +1,44 @@
+"""A process of a run that died: which one, where and how, from the ways in which Ray says so (ray 2.60.0)."""
+
+import re
+
+from ray.exceptions import (
+    ActorUnavailableError,
+    NodeDiedError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+    WorkerCrashedError,
+)
+
+from keytoken.errors import ClusterError
+
+_LOSSES = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError)
+# Lines of Ray's account of an actor: "\tclass_name: AttributionWorker", "\tpid: 4711", "\tip: 10.0.0.3".
+_FACT = re.compile(r"^\s*(class_name|pid|ip): (\S+)", re.MULTILINE)
+_DETAIL = re.compile(r"Worker exit detail: ([^.]*(?:\. [^S][^.]*)?)|(The node [^.]*)", re.DOTALL)
+_REMEDY = (
+    "The same command goes on from the last complete checkpoint (`keytoken submit --max-restarts N` gives it "
+    "again by itself). Out of memory is the most frequent cause: the kernel's log (`dmesg`) names killed "
+    "processes, and the logs of Ray's session folder hold the last words of each."
+)
+
+
+def lost_process(problem: BaseException) -> ClusterError | None:
+    """The loss of a process or machine in words; None for an error of another kind.
+
+    Args:
+        problem: What Ray raised, perhaps wrapped once for each process that it passed.
+    """
+    while isinstance(problem, RayTaskError):
+        problem = problem.cause
+    if not isinstance(problem, _LOSSES):
+        return None
+    text = str(problem)
+    facts = dict(_FACT.findall(text))
+    who = f"The process of {facts['class_name']}" if "class_name" in facts else "A process of the run"
+    where = f" (pid {facts['pid']} on {facts['ip']})" if {"pid", "ip"} <= set(facts) else ""
+    what = "cannot be reached" if isinstance(problem, ActorUnavailableError) else "died"
+    found = _DETAIL.search(text)
+    detail = " ".join((found[1] or found[2]).split()) if found else " ".join(text.split())[:200]
+    return ClusterError(f"{who}{where} {what}: {detail.rstrip('.')}. {_REMEDY}")

@@ -1,0 +1,51 @@
+"""What is said of a process that died, from accounts that Ray 2.60.0 gave of killed ones."""
+
+import pytest
+from ray.exceptions import ActorDiedError, NodeDiedError, RayTaskError
+
+from keytoken.errors import KeyTokenError
+from keytoken.verl_adapter.lost import lost_process
+
+KILLED = """The actor died unexpectedly before finishing this task.
+	class_name: AttributionWorker
+	actor_id: f5362aa21f0ee272e083795a04000000
+	pid: 25702
+	name: rz6WkDAttributionWorker_0:0
+	namespace: cea21384-57b2-4481-aaf0-553a7b8290da
+	ip: 10.0.0.3
+The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: \
+Worker unexpectedly exits with a connection error code 2. End of file. Some common causes include: (1) the \
+process was killed by the OOM killer due to high memory usage, (2) ray stop --force was called."""
+
+
+def died(text: str) -> ActorDiedError:
+    error = ActorDiedError()
+    error.error_msg = text
+    return error
+
+
+@pytest.mark.parametrize("wrappings", [0, 1, 2])
+def test_a_killed_worker_is_named(wrappings: int) -> None:
+    problem: BaseException = died(KILLED)
+    for _ in range(wrappings):
+        problem = RayTaskError("run", "traceback", problem).as_instanceof_cause()
+    lost = lost_process(problem)
+    assert lost is not None and lost.exit_code == 3 != KeyTokenError.exit_code
+    assert str(lost).startswith(
+        "The process of AttributionWorker (pid 25702 on 10.0.0.3) died: Worker unexpectedly exits with a "
+        "connection error code 2. End of file. The same command goes on from the last complete checkpoint"
+    )
+
+
+def test_an_account_of_another_form_is_passed_on() -> None:
+    assert str(lost_process(died("gone\n  for good."))).startswith(
+        "A process of the run died: gone for good. The"
+    )
+    assert str(lost_process(NodeDiedError("host 7 is down"))).startswith(
+        "A process of the run died: host 7 is"
+    )
+
+
+def test_errors_of_a_program_are_no_losses() -> None:
+    assert lost_process(ValueError("a bug")) is None
+    assert lost_process(RayTaskError("run", "traceback", ValueError("a bug"))) is None
