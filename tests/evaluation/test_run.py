@@ -97,3 +97,6 @@ def test_one_control_is_not_compared(tmp_path: Path) -> None:
     text = write_reports(tmp_path, get_benchmark("demo"), [item], [answer], HEADER)
     assert "Does it still answer?" not in text
     assert "ClipError: gone" in text  # failed samples are listed
+    assert "Prompt: official" in text
+    text = write_reports(tmp_path, get_benchmark("own"), [item], [answer], {**HEADER, "benchmark": "own"})
+    assert "Prompt: as prepared" in text

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from keytoken.evaluation.controls import as_json, compare_controls, control_section
+from keytoken.scoring.benchmarks import own
 from keytoken.scoring.benchmarks.base import Benchmark
 from keytoken.scoring.items import CONTROLS, Item, Prediction
+from keytoken.scoring.prompts import OFFICIAL
 from keytoken.scoring.report import Report, markdown, write_report
 from keytoken.scoring.score import score_predictions
 from keytoken.words import number_of
@@ -56,10 +58,11 @@ def _about(header: Mapping[str, Any]) -> dict[str, str]:
     sampling = ", ".join(f"{name} {value}" for name, value in header["sampling"].items())
     decoding = ", ".join(f"{name} {value}" for name, value in header["decoding"].items())
     mismatch = "; ".join(header.get("sampling_mismatch", ()))
+    asked = header.get("benchmark"), header["prompt"]
     return {
         "Model": f"{header['model']} ({header['model_digest']})",
         "Frames": sampling,
         **({"Not the frames of training": mismatch} if mismatch else {}),
-        "Prompt": str(header["prompt"]),
+        "Prompt": "as prepared" if asked == (own.NAME, OFFICIAL) else str(header["prompt"]),
         "Answers": decoding,
     }
