@@ -74,6 +74,7 @@ def parse_words(
     for name in missing:
         if name not in values:
             what = f"give it at least one {name.upper()}" if name == plain else f"add {name}=..."
+            what = fields[name].metadata.get("if_missing", what)
             raise ConfigurationError(f"{command}: {name} is missing; {what}")
     return settings(**values)
 

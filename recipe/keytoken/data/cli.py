@@ -78,13 +78,16 @@ def _add_prepare(verbs: Any, say: Say) -> None:
         "encoding=utf-8 jobs=N limit_s=60 overwrite=false. Rows that cannot be used are set aside with the "
         "reason and counted. Nothing is written to OUT unless all of it can be.",
     )
-    prepare.add_argument("words", nargs="+", metavar="NAME|KEY=VALUE")
+    prepare.add_argument("words", nargs="*", metavar="NAME|KEY=VALUE")
 
     def run(arguments: argparse.Namespace) -> int:
+        from keytoken.data.prepare import get_converter
         from keytoken.data.prepare.build import prepare
         from keytoken.data.prepare.settings import PrepareSettings
         from keytoken.words import parse_words
 
+        for name in [word for word in arguments.words if "=" not in word][:1]:
+            get_converter(name)  # a misspelt one is worth more than the settings that are missing as well
         settings = parse_words(arguments.words, PrepareSettings, "data prepare", plain="name")
         folder, ledger = prepare(settings)
         say(f"{folder / settings.split}.parquet: {len(ledger.entries)} of {ledger.num_read} rows")

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from PIL import Image, UnidentifiedImageError
 
 from keytoken.data.contract import SamplingContract, resized_shape
 from keytoken.data.decoders.folder import RATE_FILE, RATE_MISSING, frame_files, frame_rate
-from keytoken.data.part import WHOLE, AnyClip, Part, Span, choose_frames, clip_path
+from keytoken.data.part import ROUNDING_S, WHOLE, AnyClip, Part, Span, choose_frames, clip_path
 from keytoken.errors import ClipError, DataError
 
 MediaKind = Literal["video", "image"]
@@ -135,6 +136,12 @@ def num_vision_tokens(header: Header, kind: MediaKind, contract: SamplingContrac
     frames = len(choose_frames(times, fps, contract, span).numbers)
     height, width = resized_shape(header.height, header.width, contract)
     return tokens_of_frames((frames, 3, height, width), contract)
+
+
+def ends_late(header: Header, span: Span) -> bool:
+    """Whether a part is said to end after the clip does, by its header; it ends with the clip then."""
+    seconds = header.num_frames / header.fps if header.fps else inf
+    return span[1] != inf and span[1] > seconds + ROUNDING_S
 
 
 def tokens_of_frames(shape: Sequence[int], contract: SamplingContract) -> int:

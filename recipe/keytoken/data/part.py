@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, TypeAlias
 from keytoken.data.contract import SamplingContract, select_frames
 from keytoken.errors import ClipError, DataError
 
-_ROUNDING_S = 0.5e-3  # of times in files that count milliseconds
+ROUNDING_S = 0.5e-3  # of times in files that count milliseconds
 _SAME_RATE = 0.01  # a part that is so close to the file's rate has that rate
 
 Span: TypeAlias = tuple[float, float]  # from and to, seconds from the first frame
@@ -139,8 +139,8 @@ def choose_frames(times_s: Sequence[float], fps: float, contract: SamplingContra
     if span == WHOLE or not fps > 0:  # refused there
         return Chosen(select_frames(len(times_s), fps, contract), len(times_s), fps, "")
     start, end = span
-    first = bisect_left(times_s, start - _ROUNDING_S)
-    after = bisect_right(times_s, end + _ROUNDING_S)
+    first = bisect_left(times_s, start - ROUNDING_S)
+    after = bisect_right(times_s, end + ROUNDING_S)
     if first == len(times_s):
         raise SpanError(
             f"the part starts at {start:g} s, after the last frame, which is at {times_s[-1]:.3f} s"
@@ -153,7 +153,7 @@ def choose_frames(times_s: Sequence[float], fps: float, contract: SamplingContra
     own_fps = _own_rate(times_s[after - 1] - times_s[first], after - first, fps)
     numbers = select_frames(after - first, own_fps, contract, first=first)
     clip_end = times_s[-1] + 1 / fps
-    late = end > clip_end + _ROUNDING_S and end != inf
+    late = end > clip_end + ROUNDING_S and end != inf
     note = f"the part asked for ends at {end:g} s, the clip at {clip_end:.2f} s" if late else ""
     return Chosen(numbers, after - first, own_fps, note)
 
@@ -161,6 +161,6 @@ def choose_frames(times_s: Sequence[float], fps: float, contract: SamplingContra
 def _own_rate(seconds: float, num_frames: int, fps: float) -> float:
     """Average rate of so many frames, the first and the last so far apart, or ``fps`` but for rounding."""
     expected = (num_frames - 1) / fps
-    if abs(seconds - expected) <= max(_SAME_RATE * expected, 2 * _ROUNDING_S):
+    if abs(seconds - expected) <= max(_SAME_RATE * expected, 2 * ROUNDING_S):
         return fps
     return (num_frames - 1) / seconds

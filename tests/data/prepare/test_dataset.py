@@ -238,6 +238,32 @@ def test_the_command(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert "Did you mean 'folder'" in capsys.readouterr().err
 
 
+def test_a_row_that_is_set_aside_keeps_its_names(bench: Any) -> None:
+    """Whatever is wrong with it, once it is known what it is called."""
+    header = ("id", "video", "question", "answer", "options", "start", "end")
+    faults = (("", "soon", "2"), ("", "3", "2"), ("[red", "", ""), ("red", "", ""))
+    rows = ((f"q{number}", "one.mp4", "Who?", "a dog", *fault) for number, fault in enumerate(faults))
+    bench.csv(header, ("good", "two.mp4", "Who?", "a dog", "", "", ""), *rows)
+    bench.prepare("folder")
+    assert [each.path for each in bench.ledger.quarantined] == ["one.mp4"] * 4
+    assert [each.id for each in bench.ledger.quarantined] == ["q0", "q1", "q2", "q3"]
+
+
+@pytest.mark.parametrize("words", [[], ["source=a", "out=b"], ["out=b"]])
+def test_a_converter_that_is_not_named(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "prepare", *words]) == 2
+    message = capsys.readouterr().err
+    assert "name a converter: folder, tinyllava_video_r1, video_holmes, video_r1" in message
+    assert "keytoken data prepare folder source=" in message
+
+
+def test_a_misspelt_converter_is_named_before_settings_that_are_missing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["data", "prepare", "foldr"]) == 2
+    assert "Did you mean 'folder'?" in capsys.readouterr().err
+
+
 def test_words_of_the_command() -> None:
     words = ["folder", "source=a", "out=b", "against=mmvu:x.json,y.parquet", "limit=5", "overlap=drop"]
     settings = parse_words(words, PrepareSettings, "data prepare", plain="name")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +144,52 @@ def test_parts_that_a_clip_does_not_have_are_set_aside(bench: Any, check: str) -
     first, second = bench.ledger.quarantined
     assert "after the last frame" in first.detail and "correct the start and the end" in first.detail
     assert "write it into fps.txt" in second.detail
-    if check == "headers":
-        assert (first.reason, second.reason) == ("part outside of the clip", "media unusable")
+    assert (first.reason, second.reason) == ("part outside of the clip", "media unusable")
+    assert first.detail.startswith(str(bench.media / "one.mp4")) and "clip clip" not in first.detail
+
+
+def test_a_header_and_a_decoder_name_a_fault_alike(bench: Any, make_clip: Callable[..., Path]) -> None:
+    """The same rows with the same reasons in the same words, whichever of the two looks."""
+    write_frames(bench.media / "still", None)
+    make_clip(bench.media / "wide.mp4", size=(1024, 4))
+    (bench.media / "text.mp4").write_text("no video")
+    header = ("video", "question", "answer", "start", "end")
+    bad = (("still", "0", "1"), ("one.mp4", "2", "3"), ("one.mp4", "0.3", "0.31"), ("wide.mp4", "", ""))
+    rows = ((*name, "", "") if len(name) == 1 else name for name in (*bad, ("text.mp4",), ("two.mp4",)))
+    bench.csv(header, *((name, "Who?", "a dog", *part) for name, *part in rows))
+    found = []
+    for check in ("headers", "decode"):
+        assert len(bench.prepare("folder", check=check, overwrite=True)) == 1
+        found.append([(each.place, each.reason, each.detail) for each in bench.ledger.quarantined])
+    assert found[0] == found[1] and len(found[0]) == 5
+
+
+@pytest.mark.parametrize("check", ["headers", "decode"])
+def test_a_part_that_ends_after_its_clip_is_noted_and_kept(bench: Any, check: str) -> None:
+    """The clip lasts 1 s."""
+    header = ("video", "question", "answer", "start", "end")
+    parts = ("0.5", "9"), ("0.25", "1.0"), ("0.25", ""), ("0.75", "3")
+    bench.csv(header, *(("one.mp4", "Who?", "a dog", *part) for part in parts))
+    assert len(bench.prepare("folder", check=check)) == 4
+    note = "end of the part after the end of the clip, where it ends then"
+    assert bench.ledger.notes[note] == 2
+    assert f"| {note} | 2 |" in (bench.out / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("check", "note"),
+    [
+        ("headers", "clips not decoded (check=decode does)"),
+        ("none", "media not opened (check=headers or check=decode does)"),
+        ("decode", None),
+    ],
+)
+def test_a_report_says_what_was_not_looked_at(bench: Any, check: str, note: str | None) -> None:
+    bench.json([{"video": "one.mp4", "question": "Who?", "answer": "a dog"}])
+    bench.prepare("folder", check=check)
+    notes = [text for text in bench.ledger.notes if "check=" in text]
+    assert notes == ([] if note is None else [note])
+    assert (note or "| rows |") in (bench.out / "report.md").read_text()
 
 
 def test_a_clip_without_a_rate_has_no_parts(tmp_path: Path) -> None:

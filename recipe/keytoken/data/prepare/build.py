@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from keytoken.data.contract import SamplingContract
-from keytoken.data.headers import Header, Inspection, MediaKind, num_vision_tokens
+from keytoken.data.headers import Header, Inspection, MediaKind, ends_late, num_vision_tokens
 from keytoken.data.part import WHOLE, AnyClip, SpanError
 from keytoken.data.prepare import get_converter
 from keytoken.data.prepare.converters import Converter
@@ -24,11 +24,17 @@ from keytoken.data.prepare.samples import RowProblem, Sample, checked
 from keytoken.data.prepare.settings import PrepareSettings
 from keytoken.data.prepare.sources import read_source, table_columns
 from keytoken.data.sampling_words import named_contract
-from keytoken.errors import DataError
+from keytoken.errors import ClipError, DataError
 from keytoken.scoring.prompts import render
 
 _TABLES = (".csv", ".tsv", ".jsonl", ".json")
 _JOBS = 8
+# By the setting check: what nobody has looked at.
+_UNSEEN = {
+    "headers": "clips not decoded (check=decode does)",
+    "none": "media not opened (check=headers or check=decode does)",
+}
+_LATE = "end of the part after the end of the clip, where it ends then"
 
 
 def prepare(settings: PrepareSettings) -> tuple[Path, Ledger]:
@@ -114,16 +120,16 @@ def _read_rows(
         if settings.limit is not None and ledger.num_read >= settings.limit:
             break
         ledger.num_read += 1
-        media = item_id = ""
+        draft = None
         try:
             if row.problem:
                 raise RowProblem("unreadable row", row.problem)
             draft = converter.convert(row.values)
-            media, item_id = draft.media, draft.item_id
             sample = checked(draft, row.number, row.place)
             rows.append((sample, locate(draft, root)))
         except RowProblem as problem:
-            ledger.refuse(row, problem, media, item_id)
+            named = draft or problem
+            ledger.refuse(row, problem, named.media, named.item_id)
     if not ledger.num_read:
         raise DataError(f"{source}: no rows; it holds an empty list or a header alone")
     return rows
@@ -139,7 +145,9 @@ def _inspect(
 ) -> list[Entry]:
     """Add headers and token counts; rows whose media fail go to the quarantine."""
     drafts = [_unread(sample, path, root) for sample, path in rows]
-    headers: Mapping[tuple[AnyClip, MediaKind], Header | str] = {}
+    headers: Mapping[tuple[AnyClip, MediaKind], Header | DataError] = {}
+    if rows and settings.check in _UNSEEN:
+        ledger.notes[_UNSEEN[settings.check]] = 0
     if settings.check != "none":
         asked = Inspection(
             full=settings.checksums == "full", contract=contract if settings.check == "decode" else None
@@ -157,13 +165,15 @@ def _inspect(
         sample = entry.sample
         header = headers.get((entry.clip, sample.kind))
         try:
-            if isinstance(header, str):
-                raise RowProblem("media unreadable", header)
+            if isinstance(header, DataError):
+                raise header
             if header is not None:
                 tokens = num_vision_tokens(header, sample.kind, contract, sample.span or WHOLE)
-                entry = replace(entry, header=header, num_vision_tokens=tokens)
-        except RowProblem as problem:
-            ledger.refuse(sample, problem)
+                if ends_late(header, sample.span or WHOLE):
+                    sample = replace(sample, notes=(*sample.notes, _LATE))
+                entry = replace(entry, sample=sample, header=header, num_vision_tokens=tokens)
+        except ClipError as error:
+            ledger.refuse(sample, RowProblem("media unreadable", str(error)))
         except SpanError as error:
             what = f"{entry.path}: {error}; correct the start and the end"
             ledger.refuse(sample, RowProblem("part outside of the clip", what))

@@ -19,7 +19,7 @@ from math import inf
 from keytoken.data.headers import MediaKind
 from keytoken.data.part import WHOLE, Span
 from keytoken.data.prepare.converters import Converter, Values, answer_text, option_texts, optional_text
-from keytoken.data.prepare.samples import Draft, RowProblem
+from keytoken.data.prepare.samples import Draft, RowProblem, naming
 from keytoken.errors import DataError
 
 _NAMES = {
@@ -97,18 +97,20 @@ def _convert(values: Values) -> Draft:
     media_kind: MediaKind = "image" if image else "video"
     problem_type = optional_text(row, "problem type").strip()
     simple = " ".join(re.split(r"[\s_-]+", problem_type.casefold()))
-    return Draft(
-        media=path,
-        kind=media_kind,
-        question=optional_text(row, "question"),
-        answer=answer_text(optional_text(row, "answer")),
-        options=_options(row),
-        problem_type=_TYPES.get(simple, simple if simple == "multiple choice" else problem_type),
-        item_id=optional_text(row, "id").strip(),
-        data_source="folder",
-        category=optional_text(row, "category").strip(),
-        span=_span(row, media_kind),
-    )
+    item_id = optional_text(row, "id").strip()
+    with naming(path, item_id):
+        return Draft(
+            media=path,
+            kind=media_kind,
+            question=optional_text(row, "question"),
+            answer=answer_text(optional_text(row, "answer")),
+            options=_options(row),
+            problem_type=_TYPES.get(simple, simple if simple == "multiple choice" else problem_type),
+            item_id=item_id,
+            data_source="folder",
+            category=optional_text(row, "category").strip(),
+            span=_span(row, media_kind),
+        )
 
 
 def _span(row: Values, kind: MediaKind) -> Span | None:

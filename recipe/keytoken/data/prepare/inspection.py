@@ -28,7 +28,7 @@ def inspect_all(
     jobs: int,
     limit_s: float,
     cache: Path | None = None,
-) -> dict[tuple[AnyClip, MediaKind], Header | str]:
+) -> dict[tuple[AnyClip, MediaKind], Header | DataError]:
     """Inspect every file once.
 
     Args:
@@ -44,18 +44,19 @@ def inspect_all(
     """
     known = _remembered(cache)
     keys: dict[tuple[AnyClip, MediaKind], str] = {}
-    found: dict[tuple[AnyClip, MediaKind], Header | str] = {}
+    found: dict[tuple[AnyClip, MediaKind], Header | DataError] = {}
     for file in files:
         try:
             keys[file] = asked.key(*file)
         except (OSError, DataError) as problem:  # gone since it was located
-            found[file] = f"{clip_path(file[0])} cannot be opened any more ({problem}); see where it went"
+            gone = f"{clip_path(file[0])} cannot be opened any more ({problem}); see where it went"
+            found[file] = ClipError(gone)
         else:
             if keys[file] in known:
                 found[file] = known[keys[file]]
     unknown = [file for file in files if file not in found]
     with _children(asked, limit_s) as call, _notebook(cache) as remember, ThreadPoolExecutor(jobs) as pool:
-        futures: dict[Future[Header | str], tuple[AnyClip, MediaKind]] = {
+        futures: dict[Future[Header | DataError], tuple[AnyClip, MediaKind]] = {
             pool.submit(call, *file): file for file in unknown
         }
         try:
@@ -71,20 +72,22 @@ def inspect_all(
 
 
 @contextmanager
-def _children(asked: Inspection, limit_s: float) -> Iterator[Callable[[AnyClip, MediaKind], Header | str]]:
+def _children(
+    asked: Inspection, limit_s: float
+) -> Iterator[Callable[[AnyClip, MediaKind], Header | DataError]]:
     """A function that inspects a file in a child of the calling thread."""
     own = threading.local()
     with ExitStack() as started:
 
-        def call(clip: AnyClip, kind: MediaKind) -> Header | str:
+        def call(clip: AnyClip, kind: MediaKind) -> Header | DataError:
             children = own.__dict__
             if kind not in children:
                 work = functools.partial(_work(asked), kind=kind, asked=asked)
                 children[kind] = started.enter_context(ClipProcess(work, limit_s))
             try:
                 header: Header = children[kind].run(clip)
-            except ClipError as error:
-                return str(error)
+            except DataError as error:
+                return error
             return header
 
         yield call

@@ -8,7 +8,8 @@ silence: what was inferred or removed is noted, and the notes are counted in the
 import re
 import string
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from keytoken.block import unknown_name
@@ -38,7 +39,11 @@ class RowProblem(DataError):
     Attributes:
         reason: A few words that the report counts by.
         detail: What is wrong in this row, and the remedy.
+        media: The clip or image that the row names; empty where that is not known yet.
+        item_id: Likewise its id.
     """
+
+    media = item_id = ""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)
@@ -47,6 +52,16 @@ class RowProblem(DataError):
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"
+
+
+@contextmanager
+def naming(media: str, item_id: str = "") -> Iterator[None]:
+    """What is found wrong with a row inside says of which medium and id it is."""
+    try:
+        yield
+    except RowProblem as problem:
+        problem.media, problem.item_id = media, item_id
+        raise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

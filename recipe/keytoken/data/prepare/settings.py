@@ -3,8 +3,14 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from keytoken.data.prepare import CONVERTERS
 from keytoken.data.sampling_words import SAMPLING
 from keytoken.errors import ConfigurationError
+
+_NAME_ONE = (
+    f"name a converter: {', '.join(CONVERTERS)}; such as keytoken data prepare folder source=my_clips "
+    "out=data/train"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +38,7 @@ class PrepareSettings:
         overwrite: Replace a dataset that was prepared into ``out`` before.
     """
 
-    name: tuple[str, ...]
+    name: tuple[str, ...] = field(metadata={"if_missing": _NAME_ONE})
     source: str
     out: str
     media_root: str | None = None

@@ -8,24 +8,26 @@ that holds the file. The options stay where the author put them; they are also r
 import re
 
 from keytoken.data.prepare.converters import Converter, Values, answer_text, optional_text, text
-from keytoken.data.prepare.samples import MULTIPLE_CHOICE, Draft, RowProblem
+from keytoken.data.prepare.samples import MULTIPLE_CHOICE, Draft, RowProblem, naming
 
 _OPTION = re.compile(r"\s*([A-Z])[.)]\s*(\S.*)")
 
 
 def _convert(values: Values) -> Draft:
-    problem = text(values, "problem")
-    return Draft(
-        media=text(values, "video_filename"),
-        kind="video",
-        question=problem,
-        answer=answer_text(text(values, "solution")),
-        options=_options_within(problem),
-        problem_type=MULTIPLE_CHOICE,
-        item_id=optional_text(values, "id", "problem_id"),
-        data_source="tinyllava_video_r1",
-        options_inline=True,
-    )
+    media, item_id = text(values, "video_filename"), optional_text(values, "id", "problem_id")
+    with naming(media, item_id):
+        problem = text(values, "problem")
+        return Draft(
+            media=media,
+            kind="video",
+            question=problem,
+            answer=answer_text(text(values, "solution")),
+            options=_options_within(problem),
+            problem_type=MULTIPLE_CHOICE,
+            item_id=item_id,
+            data_source="tinyllava_video_r1",
+            options_inline=True,
+        )
 
 
 def _options_within(problem: str) -> tuple[str, ...]:

@@ -8,22 +8,24 @@ evaluated with it, which ``against=video_holmes:...`` finds.
 """
 
 from keytoken.data.prepare.converters import Converter, Values, option_texts, optional_text, text
-from keytoken.data.prepare.samples import MULTIPLE_CHOICE, Draft
+from keytoken.data.prepare.samples import MULTIPLE_CHOICE, Draft, naming
 
 
 def _convert(values: Values) -> Draft:
     video = text(values, "video ID").strip()
-    return Draft(
-        media=f"{video}.mp4",
-        kind="video",
-        question=text(values, "Question"),
-        answer=text(values, "Answer"),
-        options=option_texts(values, "Options"),
-        problem_type=MULTIPLE_CHOICE,
-        item_id=f"{video}/{text(values, 'Question ID')}",
-        data_source="video_holmes",
-        category=optional_text(values, "Question Type"),
-    )
+    media, item_id = f"{video}.mp4", f"{video}/{text(values, 'Question ID')}"
+    with naming(media, item_id):
+        return Draft(
+            media=media,
+            kind="video",
+            question=text(values, "Question"),
+            answer=text(values, "Answer"),
+            options=option_texts(values, "Options"),
+            problem_type=MULTIPLE_CHOICE,
+            item_id=item_id,
+            data_source="video_holmes",
+            category=optional_text(values, "Question Type"),
+        )
 
 
 CONVERTER = Converter(

@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 
 from keytoken.data.headers import MediaKind
 from keytoken.data.prepare.converters import Converter, Values, answer_text, option_texts, optional_text, text
-from keytoken.data.prepare.samples import MULTIPLE_CHOICE, Draft, RowProblem
+from keytoken.data.prepare.samples import MULTIPLE_CHOICE, Draft, RowProblem, naming
 
 _KINDS: dict[str, MediaKind] = {"video": "video", "image": "image"}
 
@@ -23,17 +23,19 @@ def _convert(values: Values) -> Draft:
     if kind is None:
         raise RowProblem("wrong type", f"data_type is {values['data_type']!r}; use 'video' or 'image'")
     problem_type = text(values, "problem_type").strip()
-    return Draft(
-        media=text(values, "path", kind),
-        kind=kind,
-        question=text(values, "problem"),
-        answer=answer_text(text(values, "solution")),
-        options=option_texts(values, "options") if problem_type == MULTIPLE_CHOICE else (),
-        problem_type=problem_type,
-        item_id=optional_text(values, "problem_id"),
-        data_source=_collection(optional_text(values, "data_source"), optional_text(values, "path", kind)),
-        slash_is_root=True,
-    )
+    path, item_id = text(values, "path", kind), optional_text(values, "problem_id")
+    with naming(path, item_id):
+        return Draft(
+            media=path,
+            kind=kind,
+            question=text(values, "problem"),
+            answer=answer_text(text(values, "solution")),
+            options=option_texts(values, "options") if problem_type == MULTIPLE_CHOICE else (),
+            problem_type=problem_type,
+            item_id=item_id,
+            data_source=_collection(optional_text(values, "data_source"), path),
+            slash_is_root=True,
+        )
 
 
 def _collection(data_source: str, path: str) -> str:
