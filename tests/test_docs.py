@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from keytoken.scoring.cli import NAMES
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "recipe" / "docs"
 MATRIX = (
@@ -28,6 +30,11 @@ def test_the_table_of_broken_input_has_every_row_of_the_tests() -> None:
     rows = set(re.findall(r"^\| (.*) \|$", page, re.MULTILINE))
     assert len(cases) > 100
     assert sorted(cases - rows) == []
+
+
+def test_the_table_of_benchmarks_has_every_one() -> None:
+    page = (DOCS / "data_and_evaluation.md").read_text(encoding="utf-8")
+    assert {name for name in NAMES if f"\n| `{name}` |" not in page} == set()
 
 
 def test_links_of_the_pages_lead_somewhere() -> None:
