@@ -144,6 +144,13 @@ def test_overlap_by_video_and_by_question(bench: Any, test_set: Path) -> None:
     assert bench.ledger.num_overlapping == 2
 
 
+def test_official_files_and_prepared_ones_may_both_be_parquet(bench: Any, test_set: Path) -> None:
+    settings = {"against": (f"own:{test_set}",), "overlap": "drop"}
+    assert prepared(bench, CLEAN, SAME_VIDEO, **settings) == ["entry 0"]
+    with pytest.raises(DataError, match=r"^gone\.parquet does not exist"):
+        prepared(bench, CLEAN, against=("videomme:gone.parquet",), out=str(bench.tmp_path / "other"))
+
+
 def test_overlap_by_content_under_another_name(bench: Any, test_set: Path) -> None:
     (bench.media / "renamed_to_something.mp4").hardlink_to(bench.media / "two.mp4")
     settings = {"against": (str(test_set),), "overlap": "keep", "check": "headers"}

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from keytoken.data.prepare.samples import MULTIPLE_CHOICE, Sample, normalized
 from keytoken.errors import ConfigurationError, DataError
-from keytoken.scoring.benchmarks import get_benchmark
+from keytoken.scoring.benchmarks import BENCHMARKS, get_benchmark, own
 
 _YOUTUBE = re.compile(r"(?:youtu\.be/|[?&]v=|/embed/|/shorts/)([A-Za-z0-9_-]{11})(?![A-Za-z0-9_-])")
 # Names that say nothing: a number of up to five digits, with or without such a word in front.
@@ -79,8 +79,10 @@ def read_references(words: Sequence[str]) -> list[Reference]:
     references: list[Reference] = []
     for word in words:
         name, colon, file = word.partition(":")
-        if word.endswith(".parquet"):
-            references += _from_parquet(Path(word))
+        if colon and name == own.NAME:
+            references += _from_parquet(Path(file).expanduser())
+        elif word.endswith(".parquet") and name not in BENCHMARKS:
+            references += _from_parquet(Path(word).expanduser())
         elif colon:
             references += _from_benchmark(name, Path(file).expanduser())
         else:
