@@ -49,10 +49,14 @@ def _parser() -> argparse.ArgumentParser:
         "demo",
         help="train a tiny video model on rendered clips, on this machine, and compare before and after",
         description="Prepare the demo world (cached), train Video-KTR on it with the real stack and print "
-        "the held-out accuracies before and after. Overrides apply on top of experiment=demo_cpu.",
+        "the held-out accuracies before and after. Overrides apply on top of experiment=demo_cpu, or "
+        "demo_qwen3_vl with --family qwen3_vl.",
     )
     demo.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     demo.add_argument("--prepare-only", action="store_true", help="stop after the demo world is prepared")
+    demo.add_argument(
+        "--family", choices=("qwen2_5_vl", "qwen3_vl"), default="qwen2_5_vl", help="of the model"
+    )
     demo.set_defaults(run=_demo)
     bench = commands.add_parser(
         "bench",
@@ -117,13 +121,13 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from keytoken.demo.run import prepare_for_training
+    from keytoken.demo.run import EXPERIMENTS, prepare_for_training
     from keytoken.evaluation.before_after import report
     from keytoken.main import train
 
-    prepare_for_training()
+    prepare_for_training(arguments.family)
     if not arguments.prepare_only:
-        run_dir = train(["experiment=demo_cpu", *arguments.overrides])
+        run_dir = train([f"experiment={EXPERIMENTS[arguments.family]}", *arguments.overrides])
         print(report(run_dir))
         _name_lens(run_dir)
     return 0

@@ -53,7 +53,7 @@ class Maker:
         return Media(videos=media.videos and [(frames * 0, times) for frames, times in media.videos])
 
     def prepare(self, messages: list[dict[str, Any]], media: Media) -> PreparedPrompt:
-        return PreparedPrompt([len(str(messages))], None, media.videos, {"messages": messages}, {})
+        return PreparedPrompt([len(str(messages))], [1], None, media.videos, {"messages": messages}, {})
 
 
 class Engine:

@@ -133,11 +133,11 @@ def test_b2_text_row_counts_and_padding_is_one(processor: Any) -> None:
 
 
 def test_b2_other_models_are_refused() -> None:
-    class Qwen3VLProcessor:
+    class Glm4vProcessor:
         pass
 
-    with pytest.raises(ConfigurationError, match="Qwen3VLProcessor"):
-        position_ids(Qwen3VLProcessor(), torch.ones(1, 2), torch.ones(1, 2), {})
+    with pytest.raises(ConfigurationError, match="Glm4vProcessor"):
+        position_ids(Glm4vProcessor(), torch.ones(1, 2), torch.ones(1, 2), {})
 
 
 @pytest.mark.parametrize("last", ["<|video_pad|>", "<|vision_start|>", "<|image_pad|>"])

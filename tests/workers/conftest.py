@@ -1,4 +1,4 @@
-"""A tiny Qwen2.5-VL, prompts of every modality, a real attribution worker, and an independent truth."""
+"""A tiny model, prompts of every modality, a real attribution worker, and an independent truth."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tensordict import TensorDict
 from tensordict.tensorclass import NonTensorData, NonTensorStack
 from transformers import AutoConfig
 
-from keytoken.data.positions import mrope_positions
+from keytoken.data.families import positions_of
 from keytoken.demo.model import build_model
-from keytoken.demo.tokenizer import build_processor, build_tokenizer
+from keytoken.demo.tokenizer import CONTRACTS, build_processor, build_tokenizer
 
-SECONDS_PER_GRID = 2 / 3  # clips of three frames a second: no whole number of seconds in a patch
+FPS = 3  # no whole number of seconds in a patch
 OTHER_VIEWS = ("blank", "blackened", "tubelets", "reversed", "frozen")
 SEEN_OTHERWISE = ("video", "same video", "two videos", "image and video")
 
@@ -58,13 +58,17 @@ class Example:
 class Encoder:
     """Makes examples with the real processor."""
 
-    def __init__(self) -> None:
-        self.processor = build_processor(build_tokenizer())
+    def __init__(self, family: str) -> None:
+        self.family = family
+        self.processor = build_processor(build_tokenizer(family), family)
+        self.side = int(CONTRACTS[family].max_pixels ** 0.5)
         self.generator = torch.Generator().manual_seed(11)
 
     def noise(self, num_frames: int) -> torch.Tensor:
         """A clip of random frames, all different."""
-        return torch.randint(0, 256, (num_frames, 3, 56, 56), dtype=torch.uint8, generator=self.generator)
+        return torch.randint(
+            0, 256, (num_frames, 3, self.side, self.side), dtype=torch.uint8, generator=self.generator
+        )
 
     def answer(self, length: int) -> list[int]:
         """Random ids of ordinary tokens."""
@@ -87,7 +91,11 @@ class Encoder:
         content = [{"type": "video"}] * len(clips) + [{"type": "image"}] * len(images)
         message = [{"role": "user", "content": [*content, {"type": "text", "text": words}]}]
         text = self.processor.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-        options = {"do_sample_frames": False} if clips else {}
+        seen = [
+            {"frames_indices": list(range(len(clip))), "fps": FPS, "total_num_frames": len(clip)}
+            for clip in clips
+        ]
+        options = {"do_sample_frames": False, "video_metadata": seen} if clips else {}
         encoded = dict(
             self.processor(
                 text=[text], videos=clips or None, images=images or None, return_tensors="pt", **options
@@ -96,21 +104,20 @@ class Encoder:
         ids = [*encoded["input_ids"][0].tolist(), *answer]
         names = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
         media = {name: encoded[name] for name in names if name in encoded}
-        positions = mrope_positions(
-            ids,
-            image_token_id=self.processor.image_token_id,
-            video_token_id=self.processor.video_token_id,
-            image_grids=media.get("image_grid_thw", torch.zeros(0, 3)).tolist(),
-            video_grids=media.get("video_grid_thw", torch.zeros(0, 3)).tolist(),
-            seconds_per_grid=[SECONDS_PER_GRID] * len(clips),
-            tokens_per_second=2.0,
-        )
+        shown = {**media, "second_per_grid_ts": [2 / FPS] * len(clips)}
+        positions = positions_of(self.processor, ids, shown, tokens_per_second=2.0)
         return Example(torch.tensor(ids), positions, len(answer), media, uid, tuple(clips))
 
 
 @pytest.fixture(scope="session")
-def encoder() -> Encoder:
-    return Encoder()
+def family(request: pytest.FixtureRequest) -> str:
+    """The model family; a file asks for another one by ``BOTH_FAMILIES``."""
+    return getattr(request, "param", "qwen2_5_vl")
+
+
+@pytest.fixture(scope="session")
+def encoder(family: str) -> Encoder:
+    return Encoder(family)
 
 
 @pytest.fixture(scope="session")
@@ -161,7 +168,7 @@ def as_batch() -> Callable[[list[Example]], TensorDict]:
 def tiny_world(tmp_path_factory: pytest.TempPathFactory, encoder: Encoder) -> Path:
     """A folder with ``model/``, where the demo's configuration looks for it."""
     folder = tmp_path_factory.mktemp("tiny_world")
-    build_model(encoder.processor.tokenizer, seed=0).save_pretrained(folder / "model")
+    build_model(encoder.processor.tokenizer, seed=0, family=encoder.family).save_pretrained(folder / "model")
     encoder.processor.save_pretrained(folder / "model")
     return folder
 

@@ -9,13 +9,13 @@ list of float32 logits [R, V], row t being the one that predicts answer token t.
 import sys
 
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText
 
 
 @torch.no_grad()
 def main(model_path: str, cases_path: str, output_path: str) -> None:
     torch.set_num_threads(1)
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+    model = AutoModelForImageTextToText.from_pretrained(
         model_path, dtype=torch.float32, attn_implementation="eager"
     ).eval()
     answers = []

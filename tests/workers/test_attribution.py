@@ -18,6 +18,8 @@ from keytoken.view_config import BlackenedConfig
 from keytoken.workers.attribution import score_views, view_row
 from keytoken.workers.rows import rows_of
 
+pytestmark = pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"], indirect=True, scope="session")
+
 TOLERANCE = {"atol": 1e-5, "rtol": 0.0}
 MOVING = ("video", "same video", "empty answer", "two videos", "image and video")
 STATIC = ("one frame", "static")

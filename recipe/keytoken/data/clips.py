@@ -89,7 +89,7 @@ def read_clip(path: AnyClip, contract: SamplingContract) -> Clip:
     source, span = clip_path(path), span_of(path)
     try:
         decoder, decoded = _decode(source, contract, span)
-        frames = _resize(decoded.frames, contract)
+        frames = resize_frames(decoded.frames, contract)
     except ClipError:
         raise
     except SpanError as problem:
@@ -162,7 +162,7 @@ def _decode_video(source: Path, contract: SamplingContract, span: Span) -> tuple
     raise ClipError(f"clip {source}: cannot be decoded ({'; '.join(failures)}); {remedy}")
 
 
-def _resize(frames: np.ndarray, contract: SamplingContract) -> torch.Tensor:
+def resize_frames(frames: np.ndarray, contract: SamplingContract) -> torch.Tensor:
     """uint8 frames [T, H, W, C] to [T, C, H', W'], bicubic with antialiasing as in qwen_vl_utils."""
     tensor = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
     shape = resized_shape(tensor.shape[2], tensor.shape[3], contract)

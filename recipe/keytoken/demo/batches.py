@@ -7,8 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from keytoken.data.positions import mrope_positions
+from keytoken.data.clips import resize_frames
+from keytoken.data.contract import resized_shape
+from keytoken.data.families import family_of, positions_of
+from keytoken.data.timestamps import expanded, times_of
 from keytoken.demo.render import CLIP_FPS, draw_clip
+from keytoken.demo.tokenizer import CONTRACTS
 from keytoken.demo.world import Question
 
 IGNORED = -100  # label of a position without loss, torch's convention
@@ -56,14 +60,24 @@ class Encoder:
     """Encodes examples with the demo's processor.
 
     Args:
-        processor: The demo's ``Qwen2_5_VLProcessor``.
-        tokens_per_second: ``vision_config.tokens_per_second`` of the model.
+        processor: The demo's processor, of either family.
+        tokens_per_second: ``vision_config.tokens_per_second`` of the model; of no matter to Qwen3-VL.
     """
 
     def __init__(self, processor: Any, tokens_per_second: float) -> None:
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.tokens_per_second = tokens_per_second
+        self.family = family_of(processor)
+        self.contract = CONTRACTS[self.family.model_type]
+
+    def grid(self, example: Example) -> tuple[int, int, int] | None:
+        """(t, h, w) of an example's clip in patches; None if it has none."""
+        if example.frames is None:
+            return None
+        height, width = resized_shape(example.frames.shape[1], example.frames.shape[2], self.contract)
+        patch = self.contract.patch_size
+        return len(example.frames) // self.contract.temporal_patch_size, height // patch, width // patch
 
     def prompt_ids(self, example: Example, grid: Sequence[int] | None) -> list[int]:
         """Token ids of the prompt, with one placeholder for each vision token."""
@@ -73,6 +87,11 @@ class Encoder:
         text = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
+        if grid is not None and self.family.timestamps:
+            count = grid[0] * self.contract.temporal_patch_size
+            metadata = {"frames_indices": range(count), "fps": CLIP_FPS}
+            times = times_of(metadata, self.contract.temporal_patch_size)
+            return expanded(self.tokenizer(text)["input_ids"], [grid], [times], self.processor)
         if grid is not None:
             merged = int(np.prod(grid)) // self.processor.video_processor.merge_size**2
             text = text.replace("<|video_pad|>", "<|video_pad|>" * merged)
@@ -81,7 +100,7 @@ class Encoder:
 
     def vision(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """Pixel patches and grids of the examples that have clips; empty if none has."""
-        clips = [torch.from_numpy(e.frames).permute(0, 3, 1, 2) for e in examples if e.frames is not None]
+        clips = [resize_frames(e.frames, self.contract) for e in examples if e.frames is not None]
         if not clips:
             return {}
         pixels = self.processor.video_processor(videos=clips, do_sample_frames=False, return_tensors="pt")
@@ -89,16 +108,9 @@ class Encoder:
 
     def positions(self, ids: list[int], grid: Sequence[int] | None) -> torch.Tensor:
         """M-RoPE positions [3, L] of a prompt with an answer or without."""
-        video_processor = self.processor.video_processor
-        return mrope_positions(
-            ids,
-            image_token_id=self.processor.image_token_id,
-            video_token_id=self.processor.video_token_id,
-            video_grids=() if grid is None else ((grid[0], grid[1], grid[2]),),
-            seconds_per_grid=() if grid is None else (video_processor.temporal_patch_size / CLIP_FPS,),
-            tokens_per_second=self.tokens_per_second,
-            merge_size=video_processor.merge_size,
-        )
+        seconds = self.processor.video_processor.temporal_patch_size / CLIP_FPS
+        shown = {} if grid is None else {"video_grid_thw": [grid], "second_per_grid_ts": [seconds]}
+        return positions_of(self.processor, ids, shown, self.tokens_per_second)
 
     def batch(self, examples: Sequence[Example]) -> Batch:
         """Encode examples with their answers for supervised training."""

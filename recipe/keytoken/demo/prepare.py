@@ -21,10 +21,12 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
 
+import keytoken.data.clips
 import keytoken.data.contract
+import keytoken.data.families
 import keytoken.data.positions
+import keytoken.data.timestamps
 from keytoken.demo import batches, model, render, rows, tokenizer, warm_start, world
 from keytoken.demo.sampling import sample_answers
 from keytoken.demo.warm_start import WarmStartConfig
@@ -39,8 +41,11 @@ _SOURCES = (
     batches,
     warm_start,
     rows,
+    keytoken.data.clips,
     keytoken.data.contract,
+    keytoken.data.families,
     keytoken.data.positions,
+    keytoken.data.timestamps,
 )
 _PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "av")
 
@@ -53,12 +58,14 @@ class DemoConfig:
         seed: Seed of everything: clips, questions, initial weights, warm start.
         num_train: Prompts to train on.
         num_heldout: Prompts to evaluate on.
+        family: ``model_type`` of the model, a line of :data:`keytoken.data.families.FAMILIES`.
         warm_start: Sizes and rates of the supervised warm start.
     """
 
     seed: int = 0
     num_train: int = 840
     num_heldout: int = 280
+    family: str = "qwen2_5_vl"
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
 
     def digest(self) -> str:
@@ -116,7 +123,7 @@ def prepare(config: DemoConfig | None = None, *, root: Path | None = None) -> De
                 return _assets(root, manifest)
             _clear(root)
         started = time.monotonic()
-        contract = tokenizer.DEMO_CONTRACT
+        contract = tokenizer.CONTRACTS[config.family]
         rows.write_split(root, "train", config.num_train, seed=config.seed, contract=contract)
         rows.write_split(root, "heldout", config.num_heldout, seed=config.seed, contract=contract)
         clips_s = time.monotonic() - started
@@ -142,8 +149,9 @@ def _prepare_model(model_dir: Path, config: DemoConfig) -> dict[str, Any]:
 
 def _train_and_save(model_dir: Path, config: DemoConfig) -> dict[str, Any]:
     wall, cpu = time.monotonic(), time.process_time()
-    processor = tokenizer.build_processor(tokenizer.build_tokenizer())
-    policy = model.build_model(processor.tokenizer, config.seed)
+    family = config.family
+    processor = tokenizer.build_processor(tokenizer.build_tokenizer(family), family)
+    policy = model.build_model(processor.tokenizer, config.seed, family)
     encoder = batches.Encoder(processor, model.TOKENS_PER_SECOND)
     losses = warm_start.warm_start(policy, encoder, config.warm_start, config.seed)
     figures = {
@@ -163,7 +171,7 @@ def _train_and_save(model_dir: Path, config: DemoConfig) -> dict[str, Any]:
 
 
 def heldout_accuracy(
-    policy: Qwen2_5_VLForConditionalGeneration,
+    policy: model.Model,
     encoder: batches.Encoder,
     config: DemoConfig,
     *,

@@ -5,16 +5,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
+from transformers import DynamicCache
 
 from keytoken.demo.batches import Encoder, Example
+from keytoken.demo.model import Model
 
 MAX_NEW_TOKENS = 32
 
 
 @torch.no_grad()
 def sample_answers(
-    model: Qwen2_5_VLForConditionalGeneration,
+    model: Model,
     encoder: Encoder,
     examples: Sequence[Example],
     *,
@@ -40,7 +41,7 @@ def sample_answers(
     generator = torch.Generator().manual_seed(seed)
     groups: dict[int, list[int]] = defaultdict(list)
     for index, example in enumerate(examples):
-        grid = _grid(encoder, example)
+        grid = encoder.grid(example)
         groups[len(encoder.prompt_ids(example, grid)) + (0 if grid is None else 10_000)].append(index)
     answers: dict[int, str] = {}
     for key in sorted(groups):
@@ -51,22 +52,14 @@ def sample_answers(
     return [answers[index] for index in range(len(examples))]
 
 
-def _grid(encoder: Encoder, example: Example) -> tuple[int, int, int] | None:
-    if example.frames is None:
-        return None
-    frames, height, width, _ = example.frames.shape
-    video = encoder.processor.video_processor
-    return frames // video.temporal_patch_size, height // video.patch_size, width // video.patch_size
-
-
 def _answer(
-    model: Qwen2_5_VLForConditionalGeneration,
+    model: Model,
     encoder: Encoder,
     examples: list[Example],
     temperature: float,
     generator: torch.Generator,
 ) -> list[str]:
-    grids = [_grid(encoder, example) for example in examples]
+    grids = [encoder.grid(example) for example in examples]
     prompts = [encoder.prompt_ids(e, grid) for e, grid in zip(examples, grids, strict=True)]
     rows = zip(prompts, grids, strict=True)
     positions = torch.stack([encoder.positions(ids, grid) for ids, grid in rows], dim=1)

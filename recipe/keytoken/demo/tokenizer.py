@@ -1,14 +1,22 @@
-"""The demo's tokenizer and processor: byte-level BPE in which every word of the world is one token.
+"""The demo's tokenizers and processors: byte-level BPE in which every word of the world is one token.
 
-It has the special tokens and the chat template of Qwen2.5-VL and is saved in Hugging Face's format, so
-``AutoTokenizer`` and ``AutoProcessor`` load it like any other model's. ``<think>`` and ``<answer>`` are
+They have the special tokens and the chat template of Qwen2.5-VL and are saved in Hugging Face's format, so
+``AutoTokenizer`` and ``AutoProcessor`` load them like any other model's. ``<think>`` and ``<answer>`` are
 ordinary tokens, not special ones: a decoder that skips special tokens must keep them for the reward.
 """
 
+import dataclasses
+
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen2_5_VLProcessor, Qwen2VLImageProcessor
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen3VLProcessor,
+)
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
 from keytoken.data.contract import SamplingContract
 from keytoken.demo import world
@@ -46,6 +54,13 @@ DEMO_CONTRACT = SamplingContract(
     min_pixels=world.FRAME_SIZE**2,
     max_pixels=world.FRAME_SIZE**2,
 )
+# Two patches of 16 pixels become one token, so a frame of 56 is enlarged to 64.
+QWEN3_SIZE = 64
+QWEN3_CONTRACT = dataclasses.replace(
+    DEMO_CONTRACT, min_pixels=QWEN3_SIZE**2, max_pixels=QWEN3_SIZE**2, patch_size=16
+)
+CONTRACTS = {"qwen2_5_vl": DEMO_CONTRACT, "qwen3_vl": QWEN3_CONTRACT}
+_HALF = [0.5, 0.5, 0.5]  # mean and deviation of the released Qwen3-VL, for images and videos
 
 
 def vocabulary() -> list[str]:
@@ -59,8 +74,8 @@ def vocabulary() -> list[str]:
     return sorted(words - set(TAG_TOKENS))
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Build the tokenizer; it depends on the word list only, so it is the same everywhere."""
+def build_tokenizer(family: str = "qwen2_5_vl") -> PreTrainedTokenizerFast:
+    """Build the tokenizer of a family; it depends on the word list only, so it is the same everywhere."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -71,7 +86,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     # Words follow a space everywhere but after a line break or a tag.
-    words = vocabulary()
+    words = [*vocabulary(), *(["seconds"] if family == "qwen3_vl" else [])]  # Qwen3-VL writes times
     tokenizer.train_from_iterator([f"{word} {word}" for word in words], trainer)
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
     tokenizer.add_tokens([AddedToken(token, lstrip=True, normalized=False) for token in TAG_TOKENS])
@@ -86,9 +101,24 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLProcessor:
-    """A ``Qwen2_5_VLProcessor`` around the tokenizer, with the demo's pixel bounds."""
-    size = {"shortest_edge": DEMO_CONTRACT.min_pixels, "longest_edge": DEMO_CONTRACT.max_pixels}
+def build_processor(
+    tokenizer: PreTrainedTokenizerFast, family: str = "qwen2_5_vl"
+) -> Qwen2_5_VLProcessor | Qwen3VLProcessor:
+    """The family's processor around the tokenizer, with the demo's pixel bounds."""
+    contract = CONTRACTS[family]
+    size = {"shortest_edge": contract.min_pixels, "longest_edge": contract.max_pixels}
+    if family == "qwen3_vl":
+        look = {"patch_size": contract.patch_size, "image_mean": _HALF, "image_std": _HALF}
+        of_clip = {
+            **size,
+            "longest_edge": contract.max_pixels * contract.max_frames,
+        }  # bounds of a whole clip
+        return Qwen3VLProcessor(
+            image_processor=Qwen2VLImageProcessor(size=dict(size), **look),
+            video_processor=Qwen3VLVideoProcessor(size=of_clip, **look),
+            tokenizer=tokenizer,
+            chat_template=CHAT_TEMPLATE,
+        )
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=dict(size)),
         video_processor=Qwen2VLVideoProcessor(size=dict(size)),

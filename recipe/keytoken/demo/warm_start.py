@@ -21,9 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import Qwen2_5_VLForConditionalGeneration
 
 from keytoken.demo.batches import IGNORED, Batch, Encoder, Example, clip_example, draw_batches
+from keytoken.demo.model import Model
 from keytoken.demo.world import FAMILIES, LETTERS, Question, make_question, response
 from keytoken.errors import NonFiniteError
 
@@ -81,7 +81,7 @@ def _clip_example(rng: np.random.Generator, relabel_share: float) -> Example:
     return clip_example(question, rng)
 
 
-def sequence_loss(model: Qwen2_5_VLForConditionalGeneration, batch: Batch) -> torch.Tensor:
+def sequence_loss(model: Model, batch: Batch) -> torch.Tensor:
     """Mean cross-entropy over answer tokens in nats; logits are made for those positions only."""
     hidden = model.model(
         input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **batch.vision
@@ -100,7 +100,7 @@ def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 
 def run_stage(
-    model: Qwen2_5_VLForConditionalGeneration,
+    model: Model,
     batches: Iterator[Batch],
     *,
     steps: int,
@@ -138,9 +138,7 @@ def run_stage(
     return losses
 
 
-def warm_start(
-    model: Qwen2_5_VLForConditionalGeneration, encoder: Encoder, config: WarmStartConfig, seed: int
-) -> dict[str, list[float]]:
+def warm_start(model: Model, encoder: Encoder, config: WarmStartConfig, seed: int) -> dict[str, list[float]]:
     """Run the three stages in place.
 
     Args:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from omegaconf import DictConfig
 
 from keytoken.data.contract import SamplingContract
+from keytoken.data.families import patch_size_of
 from keytoken.errors import KeyTokenError
 from keytoken.resources import runs_here
 from keytoken.verl_adapter.shims.hooks import on_cpu
@@ -110,9 +111,14 @@ class Subject:
 
     @cached_property
     def contract(self) -> SamplingContract:
-        """The run's sampling contract; the default one without a run."""
-        fields = {} if self.config is None else dict(self.config.keytoken.sampling)
-        return SamplingContract.from_mapping(fields, where="keytoken.sampling")
+        """The run's sampling contract, with its model's patches if known; without a run the default."""
+        if self.config is None:
+            return SamplingContract()
+        patch_size = patch_size_of(Path(self.config.actor_rollout_ref.model.path).expanduser())
+        known = {} if patch_size is None else {"patch_size": patch_size}
+        return SamplingContract.from_mapping(
+            {**known, **self.config.keytoken.sampling}, where="keytoken.sampling"
+        )
 
 
 @dataclass(frozen=True, slots=True)

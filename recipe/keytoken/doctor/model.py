@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from keytoken.data.families import MODEL_TYPES
 from keytoken.doctor.finding import Finding, Subject, fail, of_error, ok, several, skip, warn
 from keytoken.errors import ConfigurationError, DataError
 from keytoken.resources import is_local_model
 
-# Families whose positions and placeholders KeyToken computes (keytoken.data.positions).
-FAMILIES = ("qwen2_5_vl",)
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 _TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 _PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
@@ -65,10 +64,11 @@ def model_files(subject: Subject) -> Finding:
     try:
         config = _read_json(folder / "config.json")
         family = config.get("model_type")
-        if family not in FAMILIES:
+        if family not in MODEL_TYPES:
             return fail(
-                f"{folder}: model_type is {family}, KeyToken trains {', '.join(FAMILIES)}",
-                "Choose such a model: policy=qwen2_5_vl_7b, or actor_rollout_ref.model.path=FOLDER.",
+                f"{folder}: model_type is {family}, KeyToken trains {', '.join(MODEL_TYPES)}",
+                "Choose such a model: policy=qwen2_5_vl_7b, policy=qwen3_vl_8b, or "
+                "actor_rollout_ref.model.path=FOLDER.",
             )
         _require_text_side(folder)
         weights = read_weights(folder)

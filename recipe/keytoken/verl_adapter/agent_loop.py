@@ -4,12 +4,12 @@ Three classes on verl's seams (verl 0.9.1, experimental/agent_loop and trainer/p
 
 - :class:`VideoAgentLoop` runs one trajectory. It prepares a prompt once for all answers of its group
   (verl decodes the clip and runs the processor for every answer, three times each), sends the frames
-  *with* their metadata (vLLM drops the metadata of a (frames, metadata) pair for Qwen2.5-VL and assumes
-  24 frames a second), and gives every answer its own sampling seed. Where the method asks for it, it samples
-  an answer on shuffled frames beside (:mod:`keytoken.verl_adapter.order`).
+  *with* their metadata (:mod:`keytoken.verl_adapter.prompts`), and gives every answer its own sampling
+  seed. Where the method asks for it, it samples an answer on shuffled frames beside
+  (:mod:`keytoken.verl_adapter.order`).
 - :class:`VideoAgentLoopWorker` takes the trainer's pixels from that same processor run, stores them once for
   the group (:mod:`keytoken.verl_adapter.media`) and computes positions by vLLM's rule
-  (:mod:`keytoken.data.positions`).
+  (:mod:`keytoken.data.families`).
 - :class:`VideoAgentLoopManager` starts these workers; name it in
   ``actor_rollout_ref.rollout.agent.agent_loop_manager_class``.
 
@@ -29,8 +29,8 @@ import ray
 import torch
 from pydantic import PrivateAttr
 
-from keytoken.data.positions import mrope_positions
-from keytoken.errors import ClusterError, ConfigurationError, KeyTokenError
+from keytoken.data.families import positions_of
+from keytoken.errors import ClusterError, KeyTokenError
 from keytoken.loss_rules import AGENT_LOOP
 from keytoken.verl_adapter import order
 from keytoken.verl_adapter.compat import (
@@ -57,7 +57,6 @@ CLIP_READS = "clip_reads"
 # first of its group to be stored.
 MEDIA_PUT_BYTES = "media_put_bytes"
 MAX_FAILED_PROMPTS = 3
-_SUPPORTED_PROCESSOR = "Qwen2_5_VLProcessor"
 # Takes the likeliest token. Said by ``top_k`` and not by a temperature of 0: vLLM's CPU sampler ignores every
 # seed of a batch in which one request has none, and a greedy request has none (vllm 0.27.1,
 # topk_topp_sampler.py, forward_cpu).
@@ -129,7 +128,7 @@ class VideoAgentLoop(SingleTurnAgentLoop):
         with simple_timer("generate_sequences", timing):
             output = await self.server_manager.generate(
                 request_id=uuid4().hex,
-                prompt_ids=prompt.token_ids,
+                prompt_ids=prompt.engine_ids,
                 sampling_params={**params, **_decoding_of(row), "seed": seed},
                 image_data=prompt.images,
                 video_data=prompt.videos,
@@ -276,10 +275,10 @@ class VideoAgentLoopManager(AgentLoopManagerTQ):
 def position_ids(
     processor: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, features: Mapping[str, Any]
 ) -> torch.Tensor:
-    """Position ids of one sequence for Qwen2.5-VL, by vLLM's rule.
+    """Position ids of one sequence, by vLLM's rule for the model's family.
 
     Args:
-        processor: A Qwen2.5-VL processor with the model's configuration as ``config``, as verl binds it.
+        processor: A processor with the model's configuration as ``config``, as verl binds it.
         input_ids: [1, L], prompt and answer.
         attention_mask: [1, L]; padding gets position 1, verl's convention.
         features: The prompt's ``image_grid_thw``, ``video_grid_thw`` and ``second_per_grid_ts``.
@@ -290,22 +289,10 @@ def position_ids(
     Raises:
         ConfigurationError: another model family, whose positions differ.
     """
-    if type(processor).__name__ != _SUPPORTED_PROCESSOR:
-        raise ConfigurationError(
-            f"model with a {type(processor).__name__}: KeyToken computes positions for Qwen2.5-VL only; "
-            "set actor_rollout_ref.model.path to a Qwen2.5-VL model"
-        )
     valid = attention_mask[0].bool()
-    positions = mrope_positions(
-        input_ids[0, valid].tolist(),
-        image_token_id=processor.image_token_id,
-        video_token_id=processor.video_token_id,
-        image_grids=_grids(features, "image_grid_thw"),
-        video_grids=_grids(features, "video_grid_thw"),
-        seconds_per_grid=[float(seconds) for seconds in features.get("second_per_grid_ts", ())],
-        tokens_per_second=processor.config.vision_config.tokens_per_second,
-        merge_size=processor.config.vision_config.spatial_merge_size,
-    )
+    vision = getattr(getattr(processor, "config", None), "vision_config", None)
+    per_second = getattr(vision, "tokens_per_second", None)
+    positions = positions_of(processor, input_ids[0, valid].tolist(), features, per_second)
     result = torch.ones((1, 4, input_ids.shape[1]), dtype=torch.int64)
     result[0, 0, valid] = torch.arange(int(valid.sum()))
     result[0, 1:, valid] = positions
@@ -370,10 +357,6 @@ def _forget_failure(key: str, task: "asyncio.Task[_Group]") -> None:
 def _decoding_of(row: dict[str, Any]) -> dict[str, Any]:
     """Sampling parameters that a row asks for by ``extra_info.decoding: greedy``."""
     return dict(GREEDY) if (row.get("extra_info") or {}).get("decoding") == "greedy" else {}
-
-
-def _grids(features: Mapping[str, Any], name: str) -> list[tuple[int, int, int]]:
-    return [(int(t), int(h), int(w)) for t, h, w in features.get(name, ())]
 
 
 def _log_probs_of(mask: Sequence[int], log_probs: Sequence[float] | None) -> list[float] | None:

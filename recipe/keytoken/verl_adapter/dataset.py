@@ -43,6 +43,7 @@ from keytoken.data.cache.store import CacheStatistics, FrameCache, Read, Shape, 
 from keytoken.data.clip_check import NEW, check_settings
 from keytoken.data.clips import Clip, read_clip
 from keytoken.data.contract import SamplingContract
+from keytoken.data.families import words_of_video
 from keytoken.data.headers import tokens_of_frames, tokens_of_picture
 from keytoken.data.part import Part, named_clip
 from keytoken.data.quarantine import Quarantined, scan_rows
@@ -199,7 +200,8 @@ class VideoDataset(RLHFDataset):
     ) -> int:
         """Tokens of a prompt with its placeholders expanded, without running the processor on pixels.
 
-        Clips that the scan did not see, because they stand in the messages only, are decoded.
+        Clips that the scan did not see, because they stand in the messages only, are decoded. Where a prompt
+        has times of a video in words, the longest ones are counted.
 
         Args:
             messages: The conversation.
@@ -212,7 +214,10 @@ class VideoDataset(RLHFDataset):
         text = renderer.apply_chat_template(messages, **kwargs)
         length = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         if count is not None:
-            return length + count - 1
+            shown = [
+                contract.max_frames // contract.temporal_patch_size for _ in _media_items(messages, "video")
+            ]
+            return length + count - 1 + sum(map(self._words_of_video, shown))
         for item in _media_items(messages, "image"):
             width, height = _load_image(item, contract).size
             length += tokens_of_picture(height, width, contract) - 1
@@ -220,7 +225,11 @@ class VideoDataset(RLHFDataset):
             clip = named_clip(item)
             shape = shapes.get(clip) or clip_shape(clip, contract, self.config.get("frame_cache"))
             length += tokens_of_frames(shape, contract) - 1
+            length += self._words_of_video(shape[0] // contract.temporal_patch_size)
         return length
+
+    def _words_of_video(self, num_patches: int) -> int:
+        return 0 if self.processor is None else words_of_video(self.processor, num_patches)
 
     def _report(self, num_rows: int) -> None:
         """Log how many rows were set aside and write the list, replacing an earlier one of these files."""
@@ -242,8 +251,13 @@ class VideoDataset(RLHFDataset):
 def sampling_contract(config: Mapping[str, Any], image_patch_size: int) -> SamplingContract:
     """The run's sampling contract, from the ``data`` block.
 
+    Args:
+        config: The block.
+        image_patch_size: The processor's, which the contract takes where it names none.
+
     Raises:
-        ConfigurationError: the block has no ``sampling_contract`` or one with unknown fields.
+        ConfigurationError: the block has no ``sampling_contract``, one with unknown fields, or one for models
+            with other patches.
     """
     fields = config.get("sampling_contract")
     if fields is None:
@@ -251,9 +265,16 @@ def sampling_contract(config: Mapping[str, Any], image_patch_size: int) -> Sampl
             "data.sampling_contract is not set; point it at the run's sampling settings, "
             "such as data.sampling_contract=${keytoken.sampling}"
         )
-    return SamplingContract.from_mapping(
+    contract = SamplingContract.from_mapping(
         {"patch_size": image_patch_size, **fields}, where="data.sampling_contract"
     )
+    if contract.patch_size != image_patch_size:
+        raise ConfigurationError(
+            f"the sampling contract is for patches of {contract.patch_size} pixels (patch_size), and the "
+            f"model's processor makes patches of {image_patch_size}; leave keytoken.sampling.patch_size out, "
+            f"and make what was made by this contract again with sampling.patch_size={image_patch_size}"
+        )
+    return contract
 
 
 def _media_items(messages: list[dict[str, Any]], kind: str) -> Iterator[dict[str, Any]]:

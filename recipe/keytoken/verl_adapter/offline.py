@@ -216,7 +216,7 @@ class OfflineEngine:
         """As verl's server makes it: one placeholder for each picture, which vLLM expands again."""
         pictures = {"image": prompt.images, "video": prompt.videos}
         return {
-            "prompt_token_ids": one_placeholder_for_each_picture(prompt.token_ids, self._maker.processor),
+            "prompt_token_ids": one_placeholder_for_each_picture(prompt.engine_ids, self._maker.processor),
             "multi_modal_data": {name: given for name, given in pictures.items() if given},
             "mm_processor_kwargs": prompt.processor_kwargs,
         }
