@@ -86,3 +86,40 @@ def test_wrong_package_versions_are_one_message(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("keytoken: package verl: found 0.8.0, KeyToken needs ==0.9.1; install")
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["trian", "experiment=demo_cpu"], "Unknown command 'trian'"),
+        (["data", "prepar", "folder"], "Unknown verb 'prepar'"),
+        (["data", "cache", "verfy"], "Unknown action 'verfy'"),
+    ],
+)
+def test_a_misspelt_command_is_answered_with_the_closest_one(
+    words: list[str], meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    message = capsys.readouterr().err
+    closest = {"trian": "train", "prepar": "prepare", "verfy": "verify"}[meant.split("'")[1]]
+    assert stopped.value.code == 2
+    assert meant in message and f"Did you mean '{closest}'?" in message
+
+
+@pytest.mark.parametrize("words", ["explain method=grpo", "data cache stats cache=."])
+def test_a_reader_that_goes_away_ends_the_command_without_a_traceback(words: str, tmp_path: Path) -> None:
+    """As of other programs whose reader is ``head``; the pipe is closed before anything is written."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "keytoken.cli", *words.split()],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+        timeout=120,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")

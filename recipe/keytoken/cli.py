@@ -5,6 +5,7 @@ Heavy modules are imported by the command that needs them, so that ``--help`` an
 
 import argparse
 import os
+import select
 import signal
 import sys
 from collections.abc import Sequence
@@ -16,15 +17,25 @@ from keytoken.doctor.cli import add_doctor
 from keytoken.errors import DataError, KeyTokenError
 from keytoken.evaluation.cli import add_evaluate
 from keytoken.lens.cli import add_lens
+from keytoken.parser import Parser
 from keytoken.scoring.cli import add_lmms_export, add_score
 from keytoken.submit.cli import add_submit
+
+# What a shell reports of a program that ends because nobody reads its output.
+CLOSED_PIPE = 128 + signal.SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. A user's error is one message, not a traceback."""
     arguments = _parser().parse_args(argv)
     try:
-        return int(arguments.run(arguments))
+        code = int(arguments.run(arguments))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        return CLOSED_PIPE
     except KeyTokenError as problem:
         # An error raised on a worker comes back wrapped by Ray; its message would be a remote traceback.
         problem = getattr(problem, "cause", problem)
@@ -32,8 +43,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return problem.exit_code
 
 
+def _reader_is_gone() -> bool:
+    """Whether standard output is a pipe without a reader (``| head``); then what is left goes nowhere."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    if gone:  # what is still buffered would fail once more at the interpreter's end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="keytoken", description="Token-attribution reinforcement learning for video and vision LLMs."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

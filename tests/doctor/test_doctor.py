@@ -173,3 +173,12 @@ def test_a_stack_that_does_not_import_is_told_in_words(tmp_path: Path) -> None:
 
 def test_the_clip_of_a_home_folder() -> None:
     assert subject_of(["clip=~/a.mp4"], short=True).clip == Path.home() / "a.mp4"
+
+
+def test_a_clip_that_is_named_is_decoded_in_the_short_form_too(tmp_path: Path) -> None:
+    from keytoken.doctor import codecs
+
+    checks = (Check("clip", codecs.clip),)
+    assert run.examine(Subject(short=True), checks) == []
+    (found,) = run.examine(Subject(clip=tmp_path / "none.mp4", short=True), checks)
+    assert found.status == "fail" and "none.mp4" in found.found

@@ -145,6 +145,17 @@ def test_a_clip_that_does_not_decode(world: Path, finding: Ask) -> None:
     assert found.status == "warn" and str(broken) in found.found
 
 
+def test_of_a_part_only_the_part_is_decoded(world: Path, finding: Ask) -> None:
+    """So a part that the clip does not have is found out."""
+    rows = pq.read_table(world / "train.parquet").to_pylist()
+    for row in rows:
+        row["videos"] = [{"video": video["video"], "video_start": 99.0} for video in row["videos"]]
+    pq.write_table(pa.Table.from_pylist(rows), world / "train.parquet")
+    found = finding("clip_sample")
+    assert found.status == "fail" and "the part starts at 99 s" in found.found
+    assert finding("media_files").status == "ok"
+
+
 def test_clips_that_do_not_fit_into_a_prompt(finding: Ask) -> None:
     found = finding("clip_sample", "data.max_prompt_length=12")
     assert found.status == "fail" and "16 tokens at most; data.max_prompt_length is 12" in found.found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from keytoken.cli import _name_lens, main
 from keytoken.errors import DataError
 from keytoken.lens.frames import Strip
+from keytoken.lens.image import find_answer
 from keytoken.lens.page import payload, question_of
 from keytoken.lens.read import find_files, read_export
 from keytoken.lens.write import read_other, read_source, write_lens
@@ -239,3 +241,35 @@ def test_the_demo_ends_with_the_file_or_the_reason(
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == f"Token lens (open it in a browser): {tmp_path / 'lens.html'}"
     assert (tmp_path / "lens.html").stat().st_size > 100_000
+
+
+def test_a_folder_that_is_no_run_is_told_from_a_run_without_exports(tmp_path: Path) -> None:
+    runs = tmp_path / "outputs"
+    (runs / "demo" / "tokens").mkdir(parents=True)
+    shutil.copy(RECORDED, runs / "demo" / "tokens")
+    with pytest.raises(DataError, match=r"no run folder: it holds demo; .*runs with exports: demo"):
+        find_files(runs)
+    (runs / "config.yaml").touch()
+    with pytest.raises(DataError, match=r"every_steps=1"):
+        find_files(runs)
+
+
+def test_two_exports_without_a_common_prompt_are_not_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_of: Callable[..., Any]
+) -> None:
+    for run, prompt in (("a", "what color is it ?"), ("b", "what shape is it ?")):
+        batch_of(["red"] * 8, prompt=prompt).write(tmp_path / run, monkeypatch)
+    with pytest.raises(DataError, match=r"a has 2 in step 1, b has 2 in step 1.*--step N --compare RUN/N"):
+        write_lens(tmp_path / "a", compare=str(tmp_path / "b"), say=print)
+
+
+def test_an_answer_of_another_step_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_of: Callable[..., Any]
+) -> None:
+    batch_of(["red"] * 8).write(tmp_path, monkeypatch, step=1)
+    batch_of(["red"] * 4).write(tmp_path, monkeypatch, step=2)
+    *others, last = read_source(tmp_path, None, print)
+    with pytest.raises(DataError, match=r"Step 1 has it: --step 1"):
+        find_answer(last, "p0001/0", others)
+    with pytest.raises(DataError, match=r"Other steps with exports \(--step N\): 1"):
+        find_answer(last, "p0009/0", others)

@@ -14,8 +14,10 @@ from keytoken.data.cache.store import clip_shape
 from keytoken.data.child import ClipProcess
 from keytoken.data.contract import SamplingContract
 from keytoken.data.headers import tokens_of_frames
+from keytoken.data.part import Part, clip_path
+from keytoken.data.quarantine import named_clips
 from keytoken.doctor.finding import Finding, Subject, fail, ok, several, skip, warn
-from keytoken.errors import ClipError
+from keytoken.errors import ClipError, DataError
 
 _SHORT_ROWS = 256  # looked at before every run, from the start of a file
 _SAMPLE = 8  # clips that are decoded
@@ -143,20 +145,20 @@ def media_files(subject: Subject) -> Finding:
 def _media(subject: Subject) -> Iterator[str]:
     data = subject.run.data
     for _, row in training_rows(subject):
-        yield from clips_of(row, data.video_key)
-        yield from _paths(row.get(data.image_key), "image")
+        yield from (str(clip_path(clip)) for clip in clips_of(row, data.video_key))
+        images = row.get(data.image_key) or ()
+        given = [entry.get("image") if isinstance(entry, dict) else entry for entry in images]
+        paths = [path.removeprefix("file://") for path in given if isinstance(path, str)]
+        yield from (path for path in paths if "://" not in path)
 
 
-def clips_of(row: Row, video_key: str) -> list[str]:
-    """Paths of a row's clips."""
-    return _paths(row.get(video_key), "video")
-
-
-def _paths(entries: Any, key: str) -> list[str]:
-    """Local paths of media that a row gives by path or by a mapping; what is elsewhere is not looked at."""
-    given = [entry.get(key) if isinstance(entry, dict) else entry for entry in entries or ()]
-    paths = [path.removeprefix("file://") for path in given if isinstance(path, str)]
-    return [path for path in paths if "://" not in path]
+def clips_of(row: Row, video_key: str) -> list[str | Part]:
+    """A row's local clips or parts of clips; one that names them wrongly has none: a run sets it aside."""
+    try:
+        clips = named_clips(dict(row), video_key)
+    except DataError:
+        return []
+    return [clip for clip in clips if "://" not in str(clip_path(clip))]
 
 
 def _contradiction(subject: Subject) -> str:
@@ -197,7 +199,9 @@ def clip_sample(subject: Subject) -> Finding:
     return ok(words)
 
 
-def _decode(paths: Sequence[str], contract: SamplingContract) -> tuple[list[tuple[int, ...]], list[str]]:
+def _decode(
+    paths: Sequence[str | Part], contract: SamplingContract
+) -> tuple[list[tuple[int, ...]], list[str]]:
     shapes: list[tuple[int, ...]] = []
     failures = []
     with ClipProcess(functools.partial(clip_shape, contract=contract, root=None), _CLIP_LIMIT_S) as probe:

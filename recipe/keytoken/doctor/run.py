@@ -74,7 +74,8 @@ def examine(
     about_run = subject.config is not None or subject.problem is not None
     findings = []
     for check in checks:
-        if (subject.short and not check.short) or (check.needs_run and not about_run):
+        short = check.short or (check.name == "clip" and subject.clip is not None)
+        if (subject.short and not short) or (check.needs_run and not about_run):
             continue
         watch(check.name)
         start = time.monotonic()

@@ -52,7 +52,7 @@ def _image(arguments: argparse.Namespace, say: Callable[[str], None]) -> Path:
     from keytoken.lens.image import find_answer, write_image
     from keytoken.lens.write import folder_of, read_source
 
-    export = read_source(arguments.source, arguments.step, say)[-1]
-    answer = find_answer(export, arguments.answer)
+    *others, export = read_source(arguments.source, arguments.step, say)
+    answer = find_answer(export, arguments.answer, others)
     name = f"lens_{export.step}_{answer.prompt_id}_{answer.number}.png".replace("/", "_")
     return write_image(export, answer, arguments.out or folder_of(export.file) / name)

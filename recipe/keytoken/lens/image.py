@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,13 @@ COLUMNS = 134  # characters of a line
 MARKS = {"visual": "#0072b2", "temporal": "#d55e00", "entropy": "#009e73"}
 
 
-def find_answer(export: Export, name: str | None) -> Answer:
+def find_answer(export: Export, name: str | None, others: Sequence[Export] = ()) -> Answer:
     """The answer called ``PROMPT/NUMBER``, or by its place in the file from 0; None for the first one.
+
+    Args:
+        export: Where it is looked for.
+        name: What it is called.
+        others: Other steps of the run, to be named if it is in one of them.
 
     Raises:
         DataError: there is no such answer.
@@ -39,9 +45,23 @@ def find_answer(export: Export, name: str | None) -> Answer:
     if name not in names:
         raise DataError(
             f"--answer {name}: not in {export.file}; it holds {len(names)}, such as {next(iter(names))} "
-            f"(prompt/number), or give a place from 0 to {len(names) - 1}"
+            f"(prompt/number), or give a place from 0 to {len(names) - 1}{_elsewhere(name, others)}"
         )
     return names[name]
+
+
+def _elsewhere(name: str, others: Sequence[Export]) -> str:
+    """Which other steps there are, and which of them has the answer."""
+    if not others:
+        return ""
+    here = [
+        other.step
+        for other in others
+        if any(f"{answer.prompt_id}/{answer.number}" == name for answer in other.answers)
+    ]
+    if here:
+        return f". Step {here[0]} has it: --step {here[0]}"
+    return f". Other steps with exports (--step N): {', '.join(str(other.step) for other in others)}"
 
 
 def write_image(export: Export, answer: Answer, target: Path) -> Path:

@@ -26,6 +26,7 @@ NUMBERS = (
     *("log_prob", "log_prob_masked", "log_prob_shuffled", "entropy", "truncated_entropy", "disagreement"),
     *("visual", "temporal", "uncertainty", "weight", "advantage"),
 )
+_OF_A_RUN = ("config.yaml", "metrics.jsonl", "tokens")
 SIGNALS = ("visual", "temporal", "entropy")
 REQUIRED = ("step", "prompt_id", "answer", "prompt", "reward", "token_ids", "tokens", "weight")
 
@@ -102,9 +103,18 @@ def find_files(source: Path) -> list[Path]:
         found = sorted(folder.glob("step_*.parquet"))
         if found:
             return found
+    if any((source / name).exists() for name in _OF_A_RUN):
+        raise DataError(
+            f"{source}: no exports (tokens/step_*.parquet). The run has not come to a step that is exported: "
+            "set keytoken.export.every_steps=1 for every one, and leave keytoken.export.enabled=true"
+        )
+    held = sorted(path.name for path in source.iterdir())
+    runs = [name for name in held if any((source / name / "tokens").glob("step_*.parquet"))]
+    what = f"it holds {', '.join(held[:3])}{', ...' if held[3:] else ''}" if held else "it is empty"
+    named = f"; these of its folders are runs with exports: {', '.join(runs[:5])}" if runs else ""
     raise DataError(
-        f"{source}: no exports (tokens/step_*.parquet). The run has not come to a step that is exported: set "
-        "keytoken.export.every_steps=1 for every one, and leave keytoken.export.enabled=true"
+        f"{source}: no exports (tokens/step_*.parquet), for this is no run folder: {what}; give the folder "
+        f"that keytoken train has written (keytoken.run_dir), or one of the files{named}"
     )
 
 

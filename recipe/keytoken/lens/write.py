@@ -42,11 +42,43 @@ def write_lens(
                 f"--compare {compare}: the same export as the other one; name another step or run"
             )
         exports.append(other)
+        _require_common(exports, compare)
     target = out or folder_of(exports[0].file) / "lens.html"
     page = build_page(exports, title=exports[0].run, compare=None if other is None else len(exports) - 1)
     with writing(target):
         target.write_text(page, encoding="utf-8")
     return target
+
+
+def _require_common(exports: Sequence[Export], compare: str | None) -> None:
+    """Two exports are compared on prompts with the same text and the same clips.
+
+    Raises:
+        DataError: they have none.
+    """
+
+    def prompts(export: Export) -> dict[tuple[str, tuple[str, ...]], str]:
+        return {
+            (answer.prompt, tuple(map(str, answer.clips or ()))): answer.prompt_id
+            for answer in export.answers
+        }
+
+    *firsts, other = exports
+    mine = {key: name for export in firsts for key, name in prompts(export).items()}
+    theirs = prompts(other)
+    if mine.keys() & theirs.keys() or not mine or not theirs:
+        return
+    raise DataError(
+        f"--compare {compare}: no prompt in common: {firsts[0].run} has {len(mine)} in "
+        f"{_steps(firsts)}, {other.run} has {len(theirs)} in step {other.step}, with other text or clips. "
+        "Two runs have the same prompts in a step if data and keytoken.seed are the same: compare the same "
+        "step of two such runs, --step N --compare RUN/N"
+    )
+
+
+def _steps(exports: Sequence[Export]) -> str:
+    """``step 10`` or ``steps 10, 20``."""
+    return f"step{'s' if len(exports) > 1 else ''} {', '.join(str(export.step) for export in exports)}"
 
 
 @contextmanager

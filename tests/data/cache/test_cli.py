@@ -260,3 +260,20 @@ def test_an_interrupted_build_ends_at_once(
         cache_build.build([str(clips / "1.mp4")] * 3, DEMO, tmp_path / "cache", jobs=1, limit_s=600.0)
     assert time.monotonic() - start < 30
     assert set(multiprocessing.active_children()) <= others
+
+
+@pytest.mark.parametrize("action", ["verify", "stats", "prune"])
+def test_a_folder_that_is_no_cache_is_not_taken_for_an_empty_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], action: str
+) -> None:
+    """An empty folder is a cache that nothing was written to yet; one with other files is none."""
+    for name in ("frames", "clips/a", f"mine/cache/{'0' * 16}"):
+        (tmp_path / name).mkdir(parents=True)
+    assert main(["data", "cache", action, f"cache={tmp_path}/frames"]) == 0
+    assert main(["data", "cache", action, f"cache={tmp_path}/mine/cache"]) == 0
+    capsys.readouterr()
+    assert main(["data", "cache", action, f"cache={tmp_path}/clips"]) == 2
+    message = capsys.readouterr().err
+    assert "no frame cache, it holds a; name the folder" in message and "Did you mean" not in message
+    assert main(["data", "cache", action, f"cache={tmp_path}/mine"]) == 2
+    assert f"Did you mean {tmp_path}/mine/cache?" in capsys.readouterr().err

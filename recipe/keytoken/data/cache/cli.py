@@ -142,11 +142,11 @@ def run_prune(words: Sequence[str], say: Say) -> int:
         ConfigurationError: A wrong word, no such folder, or one that cannot be written.
     """
     settings = parse_words(words, PruneSettings, f"{COMMAND} prune")
-    root = _existing(settings.cache)
     for name in ("unused_days", "max_gib"):
         value = getattr(settings, name)
         if value is not None and not value >= 0:
             raise ConfigurationError(f"{COMMAND} prune: {name}={value} is no amount; give 0 or more")
+    root = _existing(settings.cache)
     try:
         removed = upkeep.prune(
             root,
@@ -173,6 +173,16 @@ def _existing(cache: str) -> Path:
     root = Path(cache).expanduser()
     if not root.is_dir():
         raise ConfigurationError(f"cache={cache}: no such folder; name that of an existing frame cache")
+    held = sorted(path.name for path in root.iterdir())
+    if (
+        held and not upkeep.is_cache(root) and set(held) != {QUARANTINE}
+    ):  # an empty one may become a cache yet
+        below = [name for name in held if upkeep.is_cache(root / name)]
+        hint = f" Did you mean {root / below[0]}?" if below else ""
+        raise ConfigurationError(
+            f"cache={cache}: no frame cache, it holds {', '.join(held[:3])}{', ...' if held[3:] else ''}; "
+            f"name the folder that `keytoken data cache build` or data.frame_cache wrote to.{hint}"
+        )
     return root
 
 

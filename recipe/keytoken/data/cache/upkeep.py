@@ -63,6 +63,13 @@ class Removed:
         self.num_bytes[reason] += num_bytes
 
 
+def is_cache(folder: Path) -> bool:
+    """Whether a folder holds what a cache begins with: an index or the folder of a contract."""
+    return any((folder / INDEX).glob("[0-9a-f][0-9a-f]")) or any(
+        _CONTRACT.fullmatch(below.name) and below.is_dir() for below in folder.glob("*")
+    )
+
+
 def entries(root: Path) -> Iterator[Entry]:
     """The entries of a cache, contract by contract."""
     for path, contract in _files(root, _ENTRY):
