@@ -102,7 +102,7 @@ def test_report_only_runs_nothing(cache: Path, tmp_path: Path, capsys: pytest.Ca
     assert main(["sweep", "study=smoke", f"folder={tmp_path}", "--report"]) == 0
     assert "No run is finished yet" in (tmp_path / "report.md").read_text()
     assert not (tmp_path / "runs").exists()
-    assert "6 runs, 0 of them finished" in capsys.readouterr().out
+    assert "6 runs, none started." in capsys.readouterr().out
 
 
 def test_wrong_words_are_one_message(capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,9 +43,12 @@ def sweep(words: Sequence[str], *, jobs: int, report_only: bool, announce: Calla
     folder = folder_of(study)
     wanted = [(folder, plan, load_settings(plan)) for plan in plans_of(study)]
     missing = [job for job in wanted if not runs.is_finished(*job)]
-    announce(f"Study {study.name}: {len(wanted)} runs, {len(wanted) - len(missing)} of them finished.")
-    announce(f"Each run is {runs.BACKENDS[study.backend]}.")
     files = [runs.run_file(*job[:2]) for job in wanted]
+    finished = (
+        f"{len(wanted) - len(missing)} of them finished" if any(map(Path.exists, files)) else "none started"
+    )
+    announce(f"Study {study.name}: {len(wanted)} runs, {finished}.")
+    announce(f"Each run is {runs.BACKENDS[study.backend]}.")
 
     def report() -> Path:
         return write_report(folder, study, [runs.read_run(path) for path in files if path.exists()])
