@@ -80,6 +80,7 @@ def _to_module(tracker: Any, pictures: Pictures, step: int) -> None:
 def _to_tensorboard(tracker: Any, pictures: Pictures, step: int) -> None:
     for name, picture in pictures.items():
         tracker.writer.add_image(name, np.asarray(picture), step, dataformats="HWC")
+    tracker.writer.flush()  # verl closes the file only if the run ends in peace
 
 
 def _to_mlflow(tracker: Any, pictures: Pictures, step: int) -> None:
