@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from keytoken.data.contract import SamplingContract, preset_names, resized_shape, select_frames
-from keytoken.demo.tokenizer import DEMO_CONTRACT
+from keytoken.demo.tokenizer import DEMO_CONTRACT, QWEN3_CONTRACT
 from keytoken.errors import ConfigurationError, DataError
 
 
@@ -59,13 +59,15 @@ def test_files_that_are_no_contract_are_named(tmp_path: Path, text: str | None, 
 
 def test_presets_are_the_options_of_the_group() -> None:
     """Values typed from the published scripts and papers, and from the demo's world."""
-    assert preset_names() == ["demo", "eval_64f", "video_r1_16f"]
+    assert preset_names() == ["demo", "demo_qwen3_vl", "eval_64f", "video_r1_16f"]
     training = SamplingContract.preset("video_r1_16f")
     assert (training.fps, training.min_frames, training.max_frames) == (2.0, 4, 16)
     assert (training.min_pixels, training.max_pixels) == (128 * 28 * 28, int(1.05 * 128 * 28 * 28))
     evaluation = SamplingContract.preset("eval_64f")
     assert (evaluation.max_frames, evaluation.max_pixels) == (64, 256 * 28 * 28)
     assert SamplingContract.preset("demo") == DEMO_CONTRACT
+    assert DEMO_CONTRACT.digest() == "2e130472be9fa10a"  # of every checkpoint of the demo so far
+    assert SamplingContract.preset("demo_qwen3_vl") == QWEN3_CONTRACT
     with pytest.raises(ConfigurationError, match=r"sampling=eval_32f.*mean 'eval_64f'"):
         SamplingContract.preset("eval_32f")
 

@@ -200,3 +200,19 @@ def test_rows_with_settings_of_their_own_are_held_to_them(checkpoint: Path, tmp_
         frames_of(options(checkpoint), "eval_64f", checkpoint, files)
     frames = frames_of(options(checkpoint, sampling_mismatch="allow"), "eval_64f", checkpoint, files)
     assert frames.contract == TRAINED and "its row says max_frames=4" in frames.differences[0]
+
+
+@pytest.mark.parametrize(("family", "patch_size"), [("qwen2_5_vl", 14), ("qwen3_vl", 16), ("other", 14)])
+def test_presets_take_the_patches_of_the_model(tmp_path: Path, family: str, patch_size: int) -> None:
+    """Also under changed keys; a size of patches that is asked for stays."""
+    vision = {} if family == "qwen2_5_vl" else {"patch_size": patch_size}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family, "vision_config": vision}))
+    usual = frames_of(options(tmp_path), "eval_64f", tmp_path).contract
+    assert usual == dataclasses.replace(SamplingContract.preset("eval_64f"), patch_size=patch_size)
+    for words in ("video_r1_16f", ",max_frames=8"):
+        assert (
+            frames_of(options(tmp_path, sampling=words), "eval_64f", tmp_path).contract.patch_size
+            == patch_size
+        )
+    asked = frames_of(options(tmp_path, sampling=",patch_size=28"), "eval_64f", tmp_path)
+    assert asked.contract.patch_size == 28

@@ -136,6 +136,7 @@ def mixed(encoder: Encoder) -> dict[str, Example]:
         "two videos": one("p6", encoder.answer(6), [still.expand(2, -1, -1, -1), encoder.noise(4)]),
         "image and video": one("p7", encoder.answer(1), [encoder.noise(6)], [image]),
         "short text": one("p8", encoder.answer(1), words="A"),
+        "two images": one("p9", encoder.answer(4), images=[image, encoder.noise(1)[0]]),
     }
 
 

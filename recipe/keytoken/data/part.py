@@ -6,7 +6,8 @@ with either end left out, if wanted.
 The rule is that of qwen_vl_utils: the part has all frames from the first one at or after the start to the
 last one at or before the end, frames are chosen from them as from a clip of their number, and their times
 and numbers stay those of the whole file. Qwen2.5-VL sees no start: its positions follow from the distance
-between frames alone, which comes from the frames of the part and their rate.
+between frames alone, which comes from the frames of the part and their rate. Qwen3-VL reads the times, which
+are those of the whole file.
 
 Departures: frames are found by their own times and not by number and average rate, which is the same at a
 constant rate and right at a variable one, where a part also has a rate of its own. A part with one frame is

@@ -164,6 +164,7 @@ def _train_and_save(model_dir: Path, config: DemoConfig) -> dict[str, Any]:
     partial = model_dir.with_name(f"model.{os.getpid()}.partial")
     policy.save_pretrained(partial)
     processor.save_pretrained(partial)
+    tokenizer.CONTRACTS[family].write(partial / keytoken.data.contract.CONTRACT_FILE)
     if model_dir.exists():
         shutil.rmtree(model_dir)
     partial.rename(model_dir)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from keytoken.data.contract import CONTRACT_FILE, SamplingContract
+from keytoken.data.families import patch_size_of
 from keytoken.data.sampling_words import named_contract
 from keytoken.errors import ConfigurationError
 from keytoken.evaluation.options import EvaluateOptions
@@ -60,12 +61,12 @@ def _frames_of(options: EvaluateOptions, usual: str, model: Path, prepared: Sequ
     made_for = prepared_preset(prepared)
     why = f"usual for {options.benchmark}" if made_for is None else "by which the questions were prepared"
     usual = made_for or usual
-    own = Frames(SamplingContract.preset(usual), f"preset {usual}, {why}")
+    own = Frames(_fitted(SamplingContract.preset(usual), model), f"preset {usual}, {why}")
     if trained is not None:
         own = Frames(trained, f"as trained, {file}")
     if options.sampling is None:
         return own
-    contract = named_contract(options.sampling, own.contract)
+    contract = _fitted(named_contract(options.sampling, own.contract), model)
     origin = (
         f"sampling={options.sampling}" if options.sampling[0] != "," else f"{own.origin}{options.sampling}"
     )
@@ -77,6 +78,14 @@ def _frames_of(options: EvaluateOptions, usual: str, model: Path, prepared: Sequ
             "add sampling_mismatch=allow, which the report then says."
         )
     return Frames(contract, origin, tuple(differences))
+
+
+def _fitted(contract: SamplingContract, model: Path) -> SamplingContract:
+    """A contract with the model's patches, where it has those that nobody asked for, as all presets do."""
+    patch_size = patch_size_of(model)
+    if patch_size is None or contract.patch_size != SamplingContract.patch_size:
+        return contract
+    return replace(contract, patch_size=patch_size)
 
 
 def _trained_by(model: Path) -> Path | None:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from keytoken.block import require
 from keytoken.compose import compose_config
 from keytoken.data.contract import SamplingContract
+from keytoken.data.families import words_of_video
 from keytoken.evaluation.frames import Frames, frames_of
 from keytoken.evaluation.lookup import look_for_media
 from keytoken.evaluation.options import EvaluateOptions
@@ -101,10 +102,14 @@ def model_digest(model: Path) -> str:
 
 
 def longest_prompt(contract: SamplingContract) -> int:
-    """Tokens that a question with one video can have."""
+    """Tokens that a question with one video can have, without the times that some models read."""
     tile = (contract.patch_size * contract.merge_size) ** 2
-    pictures = -(-contract.max_frames // contract.temporal_patch_size)
-    return pictures * (contract.max_pixels // tile) + TEXT_TOKENS
+    return _pictures(contract) * (contract.max_pixels // tile) + TEXT_TOKENS
+
+
+def _pictures(contract: SamplingContract) -> int:
+    """Most temporal patches of a video."""
+    return -(-contract.max_frames // contract.temporal_patch_size)
 
 
 def _ask(
@@ -144,7 +149,8 @@ def _ask(
     there = total - sum(len(job.keys) for job in jobs)
 
     async def ask() -> None:
-        wanted = options.max_model_len or longest_prompt(contract) + source.max_tokens
+        times = words_of_video(maker.processor, _pictures(contract))
+        wanted = options.max_model_len or longest_prompt(contract) + times + source.max_tokens
         engine = OfflineEngine(model, rollout, maker, min(wanted, maker.context_length))
         try:
             await engine.mask_vision_tokens()

@@ -6,6 +6,11 @@ at the price of the text alone.
 Source: Video-KTR (arXiv 2601.19686), and ToR (arXiv 2603.25077) for images. Departure from Video-KTR's
 published code: positions may be kept (that code renumbers the remaining text).
 
+Only placeholders are dropped. Of a Qwen3-VL video the times stay, ``<0.5 seconds>`` for each temporal patch,
+as do the tokens around each block: they are text, and what the view takes away is what was seen, not when. So
+the view still tells how long a clip is. Nothing is added to deeper layers either (deepstack), for want of
+pixels.
+
 Axes: L tokens of one unpadded sequence, R position rows. verl carries R = 4 rows, the text position and then
 the three of M-RoPE; Hugging Face's own R = 3 works as well.
 """

@@ -1,6 +1,7 @@
 """The shuffled view: the frames of every video in another order, the same one for all answers to a prompt.
 
-They are permuted before the model's temporal patch merges neighbours; ids and positions stay.
+They are permuted before the model's temporal patch merges neighbours; ids and positions stay, and with the
+ids the times that Qwen3-VL reads in its prompt: the model is told that these frames were seen at those times.
 
 Source: Video-KTR (arXiv 2601.19686). Departure from its published code: an order always changes the clip
 (there the identity is drawn once in 24 times for four frames).
