@@ -100,6 +100,24 @@ def test_a_processor_that_does_not_load(world: Path, finding: Ask) -> None:
     assert finding("processor").status == "fail"
 
 
+def test_a_processor_that_shows_images_and_videos_otherwise(world: Path, finding: Ask) -> None:
+    file = world / "model" / "processor_config.json"
+    content = json.loads(file.read_text())
+    content["video_processor"]["image_mean"] = [0.5, 0.5, 0.5]
+    file.write_text(json.dumps(content))
+    assert finding("processor").status == "fail"
+    assert "for videos" in finding("processor").found
+
+
+def test_the_contract_has_the_patches_of_the_model(world: Path, subject: Callable[..., Subject]) -> None:
+    assert subject().contract.patch_size == 14
+    file = world / "model" / "config.json"
+    content = json.loads(file.read_text())
+    content["vision_config"]["patch_size"] = 16
+    file.write_text(json.dumps(content))
+    assert subject().contract.patch_size == 16
+
+
 def test_a_model_of_a_hub_that_is_not_here(finding: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     word = "actor_rollout_ref.model.path=nobody/no-such-model"
     assert finding("model_files", word).status == "warn"

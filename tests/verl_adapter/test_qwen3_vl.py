@@ -12,10 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from keytoken.data.families import positions_of
+from keytoken.data.families import MODEL_TYPES, positions_of
 from keytoken.data.timestamps import expanded, one_block_for_each_video, times_of
-from keytoken.demo.model import build_model
-from keytoken.demo.tokenizer import QWEN3_CONTRACT, build_processor, build_tokenizer
+from keytoken.demo import tokenizer as demo_tokenizer
+from keytoken.demo.batches import Encoder, clip_example
+from keytoken.demo.model import build_model, model_config
+from keytoken.demo.render import write_clip
+from keytoken.demo.rows import split_question
+from keytoken.demo.run import EXPERIMENTS
+from keytoken.demo.tokenizer import CONTRACTS, QWEN3_CONTRACT, build_processor, build_tokenizer
 from keytoken.errors import ConfigurationError, DataError
 from keytoken.verl_adapter.agent_loop import position_ids
 from keytoken.verl_adapter.offline import PromptMaker
@@ -147,16 +152,30 @@ def test_b7_is_still_there(maker: PromptMaker) -> None:
     assert sent.count(maker.processor.video_token_id) == 4  # for one video; tests/e2e sends it to an engine
 
 
-@pytest.mark.parametrize("before", ["look ", "look (", "look at <", "at\n", "<1.0 seconds>"])
-def test_text_that_runs_into_a_time_is_cut_as_the_engine_cuts_it(maker: PromptMaker, before: str) -> None:
+@pytest.fixture(scope="module")
+def merging(tmp_path_factory: pytest.TempPathFactory) -> PromptMaker:
+    """With a tokenizer that has a token for `` <``, as the released one has."""
+    folder = tmp_path_factory.mktemp("merging")
+    with pytest.MonkeyPatch.context() as patch:
+        words = demo_tokenizer.vocabulary()
+        patch.setattr(demo_tokenizer, "vocabulary", lambda: [*words, "<"])
+        tokenizer = build_tokenizer("qwen3_vl")
+    build_processor(tokenizer, "qwen3_vl").save_pretrained(folder)
+    model_config(tokenizer, "qwen3_vl").save_pretrained(folder)
+    return PromptMaker(folder, {"sampling_contract": dataclasses.asdict(QWEN3_CONTRACT)})
+
+
+@pytest.mark.parametrize("before", ["look ", "look (", "look at <", "at\n", "<1.0 seconds>", "look <"])
+def test_text_that_runs_into_a_time_is_cut_as_the_engine_cuts_it(merging: PromptMaker, before: str) -> None:
     """The processor makes one token of `` <``; the engine tokenizes the time alone. The text is the same."""
+    tokenizer = merging.processor.tokenizer
+    assert len(tokenizer.encode("look <")) == len(tokenizer.encode("look")) + 1
     clip = video(*CLIPS[0])
-    prompt = prepared(maker, f"{before}|V|what", [clip])
-    tokenizer = maker.processor.tokenizer
+    prompt = prepared(merging, f"{before}|V|what", [clip])
     assert f"{before}<0.2 seconds><|vision_start|>" in tokenizer.decode(prompt.token_ids)
     assert f"{before}<|vision_start|><|video_pad|><|vision_end|>what" in tokenizer.decode(prompt.engine_ids)
     grids = prompt.features["video_grid_thw"].tolist()
-    assert vllms_expansion(maker.processor, prompt.engine_ids, [clip], grids) == prompt.token_ids
+    assert vllms_expansion(merging.processor, prompt.engine_ids, [clip], grids) == prompt.token_ids
 
 
 def test_another_form_of_prompt_is_refused(processor: Any) -> None:
@@ -312,3 +331,33 @@ def test_b5_a_batch_without_pixels_runs_the_tower_for_nothing(model: Any) -> Non
     assert all(gradient is not None for gradient in gradients)
     assert max(float(gradient.abs().max()) for gradient in gradients) == 0.0
     model.zero_grad()
+
+
+def test_the_warm_start_sees_what_training_sees(maker: PromptMaker, tmp_path: Path) -> None:
+    """Ids, pixels and positions of a drawn clip, and of the same clip written, decoded and enlarged."""
+    question, rng = split_question("train", 1, 0)
+    example = clip_example(question, rng)
+    write_clip(tmp_path / "clip.mp4", example.frames)
+    shown = [
+        {"type": "video", "video": str(tmp_path / "clip.mp4")},
+        {"type": "text", "text": question.prompt},
+    ]
+    messages = [{"role": "user", "content": shown}]
+    prompt = maker.prepare(messages, maker.read(messages))
+    encoder = Encoder(maker.processor, 2.0)
+    grid = encoder.grid(example)
+    assert grid is not None and prompt.features["video_grid_thw"].tolist() == [list(grid)]
+    assert encoder.prompt_ids(example, grid) == prompt.token_ids
+    vision = encoder.vision([example])
+    assert torch.equal(vision["pixel_values_videos"], prompt.features["pixel_values_videos"])
+    found = position_ids(
+        maker.processor,
+        torch.tensor([prompt.token_ids]),
+        torch.ones(1, len(prompt.token_ids)),
+        prompt.features,
+    )
+    assert torch.equal(encoder.positions(prompt.token_ids, grid), found[0, 1:])
+
+
+def test_the_demo_knows_every_family() -> None:
+    assert set(EXPERIMENTS) == set(CONTRACTS) == set(MODEL_TYPES)

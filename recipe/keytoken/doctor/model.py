@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from keytoken.data.families import MODEL_TYPES
+from keytoken.data.families import MODEL_TYPES, require_one_look
 from keytoken.doctor.finding import Finding, Subject, fail, of_error, ok, several, skip, warn
 from keytoken.errors import ConfigurationError, DataError
 from keytoken.resources import is_local_model
@@ -208,6 +208,10 @@ def processor(subject: Subject) -> Finding:
             f"{type(loaded).__name__} of {folder} has no {' and no '.join(lacking)}",
             "Copy the processor files from the model that this one was made from.",
         )
+    try:
+        require_one_look(loaded)
+    except ConfigurationError as problem:
+        return of_error(problem)
     return ok(f"{type(loaded).__name__}, {len(loaded.tokenizer):,} tokens, one for each embedding")
 
 
