@@ -51,6 +51,7 @@ def block(**changes: Any) -> dict[str, Any]:
         "attribution": {},
         "kernels": {},
         "media": {},
+        "parity": {},
         "export": {},
         "diagnostics": {},
     }
@@ -175,6 +176,10 @@ def test_views_follow_from_ratios_and_loss(changes: dict[str, Any], views: tuple
         ({"attribution__sync_timeout_s": 0.0}, "sync_timeout_s is 0.0", "above 0"),
         ({"attribution__pass_timeout_s": float("inf")}, "pass_timeout_s is inf", "finite"),
         ({"media__cache_gb": -1.0}, "keytoken.media.cache_gb is -1.0", "0 to keep nothing"),
+        ({"parity__prompts": -1}, "keytoken.parity.prompts is -1", "0 for none"),
+        ({"parity__every_steps": 0}, "keytoken.parity.every_steps is 0", "null for none"),
+        ({"parity__answer_tokens": 0}, "keytoken.parity.answer_tokens is 0", "1 or more"),
+        ({"parity__log_prob_tolerance": 0.0}, "log_prob_tolerance is 0.0", "null for the bound"),
         ({"kernels__impl": "cuda"}, "keytoken.kernels.impl is 'cuda'", "auto, triton, reference"),
         ({"kernels__head": True}, "keytoken.kernels.head", "type str"),
         ({"kernels__head": "liger"}, "keytoken.kernels.head is 'liger'", "fused, verl"),

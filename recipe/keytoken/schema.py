@@ -13,6 +13,7 @@ from typing import Literal
 
 from keytoken.block import ROOT, Block, check_choices, require, unknown_name
 from keytoken.loss_config import LossConfig
+from keytoken.parity_config import ParityConfig
 from keytoken.view_config import ViewConfig
 
 # Below this a weight may not be told from none (keytoken_kernels.selection refuses it too).
@@ -30,6 +31,7 @@ __all__ = [
     "MediaConfig",
     "MethodConfig",
     "OrderBonusConfig",
+    "ParityConfig",
     "SelectionConfig",
     "ViewConfig",
     "unknown_name",
@@ -372,6 +374,7 @@ class KeyTokenConfig(Block):
         diagnostics: What selected tokens contribute, in some steps.
         kernels: Which code computes log-probs and selections.
         media: The pixels of prompts between rollout and training.
+        parity: What engine, actor and attribution group have to agree on.
         run_dir: Folder that holds all that the run leaves behind.
         seed: Seeds the order of the data and, with prompt and answer number, every answer's sampling.
         sampling: Keys of :class:`keytoken.data.contract.SamplingContract`, which checks them.
@@ -384,6 +387,7 @@ class KeyTokenConfig(Block):
     diagnostics: DiagnosticsConfig = dataclasses.field(default_factory=DiagnosticsConfig)
     kernels: KernelsConfig = dataclasses.field(default_factory=KernelsConfig)
     media: MediaConfig = dataclasses.field(default_factory=MediaConfig)
+    parity: ParityConfig = dataclasses.field(default_factory=ParityConfig)
     run_dir: str = "outputs/run"
     seed: int = 1
     sampling: dict = dataclasses.field(default_factory=dict)

@@ -48,6 +48,7 @@ method.selection.entropy_ratio method.selection.floor method.selection.scope met
 method.selection.temporal_ratio method.selection.visual_ratio
 method.view.blackened.p method.view.blackened.per method.view.blackened.size
 method.view.temporal method.view.visual
+parity.answer_tokens parity.every_steps parity.log_prob_tolerance parity.prompts
 run_dir
 sampling.decoder sampling.fps sampling.max_frames sampling.max_pixels sampling.min_frames sampling.min_pixels
 seed

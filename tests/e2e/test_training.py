@@ -60,6 +60,17 @@ def test_three_pools_train(straight):
     assert moved > 1e-4
 
 
+def test_the_parity_gate_asks_a_video_and_a_text_before_the_first_step(straight):
+    first, *others = straight.metrics()
+    assert first["parity/prompts"] == 2
+    assert 0 < first["parity/log_prob_gap_mean"] < 2e-3
+    assert first["parity/log_prob_gap_max"] < 2e-2 and first["parity/attribution_gap_max"] <= 1e-5
+    assert first["parity/seconds"] > 0
+    assert not any("parity/prompts" in step for step in others)  # not due again
+    for step in straight.metrics():  # engine and actor in every step
+        assert 0 < step["parity/rollout_gap_mean"] < 2e-3 and step["parity/rollout_gap_max"] < 2e-2
+
+
 def test_pixels_travel_once_for_a_prompt(straight):
     """One copy is stored; the actor, which also is the reference, gets one, the attribution group another."""
     assert [media_of(straight, step) for step in (1, 2, 3, 4)] == [(1.0, 2.0)] * 4
@@ -139,6 +150,7 @@ def two_ranks(launcher):
 
 
 def test_two_actor_ranks_and_two_attribution_ranks(two_ranks, straight):
+    assert two_ranks.metrics()[0]["parity/attribution_gap_max"] <= 1e-5
     for step in two_ranks.metrics():
         assert step["attribution/base_gap_max"] <= 1e-5
         assert step["training/rollout_actor_probs_pearson_corr"] > 0.999
@@ -183,6 +195,8 @@ def test_placement_actor_gives_the_same_scores(launcher, straight):
     # six of them have a clip, and are asked with blank and with shuffled frames as well.
     assert len(run.validation(0)) == 47
     assert run.validation(0) == straight.validation(0)
+    assert run.metrics()[0]["parity/log_prob_gap_max"] < 2e-2
+    assert run.metrics()[0]["parity/attribution_gap_max"] <= 1e-5
     assert_same_answers(straight.tokens(1), run.tokens(1))
     assert [media_of(run, step) for step in (1, 2)] == [(1.0, 1.0)] * 2  # one process does it all
     for column in SCORES:

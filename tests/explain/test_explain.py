@@ -120,17 +120,26 @@ def test_passes_follow_the_configuration() -> None:
         return [row.label for row in words.passes(run_of(*overrides))]
 
     full = ["actor, real input", "attribution, real input", "attribution, masked", "attribution, shuffled"]
-    assert labels("method=video_ktr") == [*full, "reference, real input", "update"]
-    assert labels("method=video_ktr", "keytoken.method.loss.kl_coef=0") == [*full, "update"]
+    last = ["update", "parity gate"]
+    assert labels("method=video_ktr") == [*full, "reference, real input", *last]
+    assert labels("method=video_ktr", "keytoken.method.loss.kl_coef=0") == [*full, *last]
     unchecked = labels("method=video_ktr", "keytoken.attribution.check_base=false")
     assert "attribution, real input" not in unchecked
-    assert labels("method=dapo") == ["actor, real input", "update"]
+    assert labels("method=dapo") == ["actor, real input", *last]
     # Measures need the real pass, checked or not, and no view.
     measured = labels("method=tw_grpo", "keytoken.attribution.check_base=false")
     assert measured[:2] == full[:2] and "attribution, masked" not in measured
     assert labels("method=t_grpo")[0] == "rollout, frames shuffled"
     reversed_frames = labels("method=video_ktr", "keytoken.method.view.temporal=reversed")
     assert "attribution, reversed" in reversed_frames and "attribution, shuffled" not in reversed_frames
+
+
+def test_the_parity_gate_is_said_with_its_steps() -> None:
+    text = flat(page_of("method=video_ktr", "keytoken.parity.prompts=3", "keytoken.parity.every_steps=7"))
+    assert "parity gate * 3 prompts on which engine and passes have to agree" in text
+    assert "and again behind every 7 steps" in text
+    assert "again behind" not in page_of("method=video_ktr", "keytoken.parity.every_steps=null")
+    assert "parity gate * off" in flat(page_of("method=video_ktr", "keytoken.parity.prompts=0"))
 
 
 def test_passes_that_run_in_some_steps_only() -> None:

@@ -1,4 +1,8 @@
-"""One real vLLM engine with verl's worker extension: S3, S5, S7, B2, B3, B4, B9 and seeds, end to end."""
+"""One real vLLM engine with KeyToken's worker extension: S3, S5, S7, B2, B3, B4, B9 and seeds, end to end.
+
+And the parity gate's comparison of this engine with a forward pass of transformers: it passes, and each bug
+that lives in the engine, brought back, is named.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +17,14 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from keytoken.errors import ParityError
 from keytoken.main import EXTERNAL_MODULE
+from keytoken.parity import Gap, Reading, bounds_for, compare, with_answer
 from keytoken.verl_adapter.agent_loop import position_ids
+from keytoken.verl_adapter.engine_probe import EXTENSION
 from keytoken.verl_adapter.shims.hooks import on_cpu
 from keytoken.verl_adapter.shims.vision_tokens import vision_token_ids
+from keytoken.workers.parity import media_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(not on_cpu(), reason="starts the CPU engine")]
 
@@ -28,7 +36,6 @@ METADATA = {
     "duration": 8 / FPS,
     "video_backend": "test",
 }
-EXTENSION = "verl.workers.rollout.vllm_rollout.utils.vLLMColocateWorkerExtension"
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +192,93 @@ def test_s5_b9_weights_can_be_refreshed(
     assert not torch.equal(before, answer(engine, request)[1])
 
 
+def engine_reading(engine: Any, request: dict[str, Any]) -> Reading:
+    """What the probe in the engine's worker noted of a request, and the log-probs of the answer."""
+    engine.collective_rpc("keytoken_watch", args=([5],))
+    ids, log_probs, _ = answer(engine, request)
+    ((note,),) = engine.collective_rpc("keytoken_seen")
+    return Reading.of("vLLM engine", "the test", with_answer(note, ids, log_probs.tolist()))
+
+
+def trainer_reading(
+    model: Any, processor: Any, frames: torch.Tensor, engine: Reading, *, own_positions: bool = True
+) -> Reading:
+    """The same answer by transformers, with its positions if they are not to be our own."""
+    media = processor.video_processor(
+        videos=[frames], video_metadata=[METADATA], do_sample_frames=False, return_tensors="pt"
+    )
+    features = {**media, "second_per_grid_ts": torch.tensor([2 / FPS])}
+    text = processor.apply_chat_template(
+        [
+            {
+                "role": "user",
+                "content": [{"type": "video"}, {"type": "text", "text": "which way ? A up B down"}],
+            }
+        ],
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    block = processor.video_token * int(features["video_grid_thw"].prod() // 4)
+    prompt_ids = processor.tokenizer(text.replace(processor.video_token, block))["input_ids"]
+    answer_ids = engine.ids[engine.prompt_length :]
+    ids = torch.cat([torch.tensor(prompt_ids), answer_ids])[None]
+    if own_positions:
+        positions = position_ids(processor, ids, torch.ones_like(ids), features)[0, 1:]
+    else:
+        positions = model.model.get_rope_index(
+            input_ids=ids,
+            mm_token_type_ids=2 * (ids == processor.video_token_id).int(),
+            video_grid_thw=features["video_grid_thw"],
+            second_per_grid_ts=features["second_per_grid_ts"],
+        )[0][:, 0]
+    log_probs = trainer_log_probs(model, processor, frames, prompt_ids, answer_ids.tolist())
+    found = {
+        "ids": ids[0].tolist(),
+        "prompt_length": len(prompt_ids),
+        "positions": positions.tolist(),
+        "log_probs": log_probs.tolist(),
+        **media_of(features),
+    }
+    return Reading.of("trainer", "the test", found)
+
+
+def compared(model: Any, processor: Any, frames: torch.Tensor, seen: Reading, **options: Any) -> Gap:
+    return compare(seen, trainer_reading(model, processor, frames, seen, **options), bounds_for("float32"))
+
+
+def test_the_parity_gate_passes_this_engine(
+    engine: Any, processor: Any, frames: torch.Tensor, model: Any
+) -> None:
+    """All fields are equal, of a prompt that the engine knows already as of a new one."""
+    for request in (prompt(processor, frames), prompt(processor, frames), prompt(processor, frames.flip(0))):
+        seen = engine_reading(engine, request)
+        assert all(value is not None for value in (seen.positions, seen.grids, seen.seconds, seen.pixels))
+        shown = request["multi_modal_data"]["video"][0][0]
+        assert compared(model, processor, shown, seen).largest < 1e-5
+    assert engine.collective_rpc("keytoken_watch", args=([9],)) == [None]
+    answer(engine, prompt(processor, frames))
+    assert engine.collective_rpc("keytoken_seen") == [[]]  # nobody watched for seed 5
+
+
+def test_the_parity_gate_names_b2(engine: Any, processor: Any, frames: torch.Tensor, model: Any) -> None:
+    seen = engine_reading(engine, prompt(processor, frames))
+    with pytest.raises(ParityError, match=r"^Parity: positions .* transformers\.$"):
+        compared(model, processor, frames, seen, own_positions=False)
+
+
+def test_the_parity_gate_names_b3(engine: Any, processor: Any, frames: torch.Tensor, model: Any) -> None:
+    seen = engine_reading(engine, prompt(processor, frames, with_metadata=False))
+    with pytest.raises(ParityError, match=r"seconds .* 0\.0833333 \(vLLM engine\), 0\.666667 \(trainer\)"):
+        compared(model, processor, frames, seen)
+
+
+def test_the_parity_gate_names_b8(engine: Any, processor: Any, frames: torch.Tensor, model: Any) -> None:
+    request = prompt(processor, frames)
+    request["mm_processor_kwargs"] |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    with pytest.raises(ParityError, match=r"^Parity: pixels .*image_mean"):
+        compared(model, processor, frames, engine_reading(engine, request))
+
+
 def test_b4_vision_tokens_cannot_be_sampled(engine: Any, processor: Any, frames: torch.Tensor) -> None:
     """Runs last: the ban stays in the engine."""
     from verl.workers.rollout.utils import get_vision_placeholder_token_ids
@@ -206,3 +300,11 @@ def test_b4_vision_tokens_cannot_be_sampled(engine: Any, processor: Any, frames:
         "monkey_patch_model", kwargs={"vocab_size": len(processor.tokenizer), "banned_token_ids": banned}
     )
     assert count() == 0
+
+
+def test_the_parity_gate_names_b10(engine: Any, processor: Any, frames: torch.Tensor, model: Any) -> None:
+    """Runs very last: as if the tokenizer had half the tokens of the model's head."""
+    engine.collective_rpc("monkey_patch_model", kwargs={"vocab_size": len(processor.tokenizer) // 2})
+    seen = engine_reading(engine, prompt(processor, frames))
+    with pytest.raises(ParityError, match=r"^Parity: log-probs"):
+        compared(model, processor, frames, seen)

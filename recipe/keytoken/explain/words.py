@@ -20,7 +20,7 @@ from keytoken.explain.run import Run
 from keytoken.losses.divergence import perception_divergence
 from keytoken.losses.objectives import OBJECTIVES
 from keytoken.rewards import order
-from keytoken.schema import MethodConfig, SelectionConfig
+from keytoken.schema import MethodConfig, ParityConfig, SelectionConfig
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -122,7 +122,17 @@ def passes(run: Run) -> list[Row]:
         text = "log-prob of every answer token: one forward pass of the reference model"
         rows.append(Row("reference, real input", text, (f"{METHOD}.loss.kl_coef",)))
     rows.append(Row("update", "one forward and one backward pass over prompt and answer"))
+    rows.append(_parity(run.keytoken.parity))
     return rows
+
+
+def _parity(parity: ParityConfig) -> Row:
+    keys = ("keytoken.parity.prompts", "keytoken.parity.every_steps")
+    if not parity.prompts:
+        return Row("parity gate", "off: nobody compares what engine and trainer see", keys)
+    again = f", and again behind every {parity.every_steps} steps" if parity.every_steps else ""
+    text = f"{parity.prompts} prompts on which engine and passes have to agree before the first step{again}"
+    return Row("parity gate", text, keys)
 
 
 def _view(name: str, method: MethodConfig) -> str:

@@ -30,8 +30,8 @@ import torch
 from pydantic import PrivateAttr
 
 from keytoken.data.families import positions_of
-from keytoken.errors import ClusterError, KeyTokenError
 from keytoken.loss_rules import AGENT_LOOP
+from keytoken.parity import require_positions_of_any_answer
 from keytoken.verl_adapter import order
 from keytoken.verl_adapter.compat import (
     AgentLoopManagerTQ,
@@ -43,6 +43,7 @@ from keytoken.verl_adapter.compat import (
     simple_timer,
 )
 from keytoken.verl_adapter.dataset import counting_reads
+from keytoken.verl_adapter.failures import FailureWatch
 from keytoken.verl_adapter.media import PromptMedia
 from keytoken.verl_adapter.pictures import Media, controlled
 from keytoken.verl_adapter.prompts import PreparedPrompt, pack_prompt
@@ -56,7 +57,9 @@ CLIP_READS = "clip_reads"
 # Key in ``extra_fields``: bytes of pixels that were put into the data plane with this answer, which is the
 # first of its group to be stored.
 MEDIA_PUT_BYTES = "media_put_bytes"
-MAX_FAILED_PROMPTS = 3
+# Key of a row: sampling parameters of the parity gate, which take the place of the run's and of the seed. A
+# row that has it comes as one of a validation, because verl knows two kinds of prompts.
+PARITY_SAMPLING = "parity_sampling"
 # Takes the likeliest token. Said by ``top_k`` and not by a temperature of 0: vLLM's CPU sampler ignores every
 # seed of a batch in which one request has none, and a greedy request has none (vllm 0.27.1,
 # topk_topp_sampler.py, forward_cpu).
@@ -129,7 +132,7 @@ class VideoAgentLoop(SingleTurnAgentLoop):
             output = await self.server_manager.generate(
                 request_id=uuid4().hex,
                 prompt_ids=prompt.engine_ids,
-                sampling_params={**params, **_decoding_of(row), "seed": seed},
+                sampling_params={**params, **_decoding_of(row), "seed": seed, **row.get(PARITY_SAMPLING, {})},
                 image_data=prompt.images,
                 video_data=prompt.videos,
                 mm_processor_kwargs=prompt.processor_kwargs,
@@ -202,13 +205,18 @@ class VideoAgentLoopWorker(AgentLoopWorkerTQ):
 
         Nobody reads the pixels of a validation, so they are not stored.
         """
+        of_parity = PARITY_SAMPLING in kwargs
         shuffled = output._shuffled if isinstance(output, VideoAgentLoopOutput) else None
         if shuffled is not None:
             await self._compute_score([shuffled], kwargs=kwargs)
             output.extra_fields[order.SHUFFLED_ACCURACY] = order.accuracy_of(shuffled.extra_fields)
         media = output._media if isinstance(output, VideoAgentLoopOutput) else None
         if media is not None:
-            output.extra_fields[MEDIA_PUT_BYTES] = 0 if validate else await media.store()
+            stored = not validate or of_parity
+            output.extra_fields[MEDIA_PUT_BYTES] = await media.store() if stored else 0
+        if of_parity and (start := vision_token_ids(self.processor)[:1]):
+            positions = partial(self._positions_of, output)
+            require_positions_of_any_answer(positions, output.prompt_ids, output.response_ids, start[0])
         return await super()._agent_loop_postprocess(output, validate, **kwargs)
 
     def _compute_multi_modal_inputs(
@@ -218,6 +226,15 @@ class VideoAgentLoopWorker(AgentLoopWorkerTQ):
         if media is not None:
             return media.reference()
         return super()._compute_multi_modal_inputs(output, input_ids)
+
+    def _positions_of(self, output: AgentLoopOutput, ids: list[int]) -> torch.Tensor:
+        row = torch.tensor([ids])
+        features = self._compute_multi_modal_inputs(output, row[0])
+        return self._compute_position_ids(row, torch.ones_like(row), features)
+
+    def last_failure(self) -> str | None:
+        """What the answer that failed last said; None if none has."""
+        return self._failures.last
 
     def _compute_position_ids(
         self,
@@ -229,39 +246,6 @@ class VideoAgentLoopWorker(AgentLoopWorkerTQ):
         if self.processor is None:
             return super()._compute_position_ids(input_ids, attention_mask, multi_modal_inputs)
         return position_ids(self.processor, input_ids, attention_mask, multi_modal_inputs)
-
-
-class FailureWatch:
-    """Decides when failed prompts mean that the run cannot go on.
-
-    One of KeyToken's own errors is enough: a wrong setting or a lost clip does not heal. Other errors
-    may be passing ones until :data:`MAX_FAILED_PROMPTS` prompts in a row have failed.
-    """
-
-    def __init__(self) -> None:
-        self._prompts: set[str] = set()
-        self._final: KeyTokenError | None = None
-
-    def failed(self, prompt: str, error: Exception) -> None:
-        """Note that an answer to a prompt failed."""
-        self._prompts.add(prompt)
-        if isinstance(error, KeyTokenError):
-            self._final = error
-        elif len(self._prompts) >= MAX_FAILED_PROMPTS:
-            self._final = ClusterError(
-                f"rollout: {len(self._prompts)} prompts in a row failed, the last with "
-                f"{type(error).__name__}: {error}; see the log of the vLLM server, then resubmit: "
-                "trainer.resume_mode=auto continues from the last checkpoint"
-            )
-
-    def succeeded(self) -> None:
-        """Note that an answer came back."""
-        self._prompts.clear()
-
-    def raise_if_hopeless(self) -> None:
-        """Raise what ends the run, if anything does."""
-        if self._final is not None:
-            raise self._final
 
 
 class VideoAgentLoopManager(AgentLoopManagerTQ):

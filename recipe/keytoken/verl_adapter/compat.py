@@ -50,6 +50,7 @@ from verl.utils import tensordict_utils
 from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path, get_checkpoint_tracker_filename
 from verl.utils.config import omega_conf_to_dataclass, validate_config
 from verl.utils.dataset.rl_dataset import RLHFDataset
+from verl.utils.dataset.rl_dataset import collate_fn as collate_rows
 from verl.utils.device import get_device_id, get_device_name, get_torch_device
 from verl.utils.distributed import initialize_global_process_group_ray
 from verl.utils.import_utils import import_external_libs
@@ -62,7 +63,7 @@ from verl.workers.config import FSDPEngineConfig, HFModelConfig, TrainingWorkerC
 from verl.workers.engine.base import BaseEngine, EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
-from verl.workers.rollout.replica import RolloutReplica
+from verl.workers.rollout.replica import RolloutReplica, RolloutReplicaRegistry
 from verl.workers.rollout.utils import get_vision_placeholder_token_ids
 from verl.workers.rollout.utils import qwen2_5_vl_dedup_image_tokens as one_placeholder_for_each_picture
 from verl.workers.utils.losses import ppo_loss
@@ -119,6 +120,7 @@ __all__ = [
     "ResourcePoolManager",
     "Role",
     "RolloutReplica",
+    "RolloutReplicaRegistry",
     "SingleTurnAgentLoop",
     "TaskRunnerV1",
     "TensorMeta",
@@ -126,6 +128,7 @@ __all__ = [
     "TrainingWorkerConfig",
     "agg_loss",
     "build_attention_mask_from_nested",
+    "collate_rows",
     "convert_weight_keys",
     "create_continuous_token_builder",
     "extract_multi_modal_inputs",

@@ -165,6 +165,14 @@ def clear_finished() -> int:
     return sum(tag.get("bytes", 0) for prompt, tag in stored.items() if prompt in listed)
 
 
+def clear_prompts(prompts: list[str]) -> None:
+    """Clear the pixels of these prompts, whatever verl says of them."""
+    stored = tq.kv_list(PARTITION).get(PARTITION, {})
+    present = [prompt for prompt in prompts if prompt in stored]
+    if present:
+        tq.kv_clear(keys=present, partition_id=PARTITION)
+
+
 def _fetch(prompt: str, names: tuple[str, ...]) -> Pixels:
     try:
         stored = tq.kv_batch_get(keys=[prompt], partition_id=PARTITION, select_fields=list(names))

@@ -9,6 +9,8 @@ defines no loop of its own. One step of verl becomes::
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +38,9 @@ from keytoken.verl_adapter.compat import (
     register_trainer,
     tensordict_utils,
 )
+from keytoken.verl_adapter.drift import check_drift
 from keytoken.verl_adapter.loss import token_weighted_loss
+from keytoken.verl_adapter.parity import ParityGate, use_probed_engine
 from keytoken.workers.actors import SeparateActorWorker, SyncActorWorker
 
 # verl polls for finished answers every two seconds, which is most of a step of a small model.
@@ -57,6 +61,8 @@ class AttributionSteps(_Trainer):
     config: DictConfig
     train_dataset: Any
     actor_worker_cls: type
+    _parity: ParityGate | None = None
+    _parity_metrics: dict[str, float] = {}  # noqa: RUF012 - replaced, never changed
 
     def __init__(self, config: DictConfig) -> None:
         block: Any = OmegaConf.to_container(config.keytoken, resolve=True)
@@ -97,12 +103,25 @@ class AttributionSteps(_Trainer):
             pools.add_pool(self.resource_pool_manager, self.keytoken.attribution.num_workers)
 
     def _setup(self) -> None:
+        if self.keytoken.parity.prompts:
+            use_probed_engine()
         super()._setup()
         self.attribution_wg = self.actor_rollout_wg
         if self._own_pool:
             self.attribution_wg = self._start_attribution_group()
             pools.join_broadcast(self.standalone_checkpoint_manager, self.attribution_wg)
         self._hand_over_method()
+
+    @contextmanager
+    def _engine_at_rest(self, step: int) -> Iterator[None]:
+        """While the passes of the parity gate run; the engine has a pool of its own and needs no rest."""
+        yield
+
+    def _pass_gate_once(self, step: int) -> None:
+        """The parity gate before anything else is asked of the engine; logged with the first step."""
+        if self._parity is None and self.keytoken.parity.prompts:
+            self._parity = ParityGate(self)
+            self._parity_metrics = self._parity.check(step)
 
     def _hand_over_method(self) -> None:
         """Tell the running groups by which method they score, select and train."""
@@ -202,6 +221,7 @@ class AttributionSteps(_Trainer):
         signals, data = batches.read_signals(batch, outputs, view, reward, by_std, run_seed=seed, step=step)
         metrics["data/quarantined_rows"] = len(self.train_dataset.quarantined)
         metrics.update(batches.batch_metrics(batch, signals, data))
+        metrics.update(check_drift(self, batch, data["old_log_probs"].to_padded_tensor(0.0), signals.mask))
         if outputs:
             self._check_passes(signals, data, metrics)
         result = self._select(signals, data, metrics)
@@ -263,7 +283,24 @@ class AttributionSteps(_Trainer):
         self._bounded_sync(super().on_init_end)
 
     def on_step_end(self) -> None:
+        """verl's weight sync; behind it, in some steps, the parity gate."""
         self._bounded_sync(super().on_step_end)
+        if self._parity is not None and self.keytoken.parity.due(self.global_steps):
+            self._parity_metrics = self._parity.check(self.global_steps)
+
+    def on_validate_begin(self) -> None:
+        """verl's; a validation before training comes first of all."""
+        super().on_validate_begin()
+        self._pass_gate_once(self.global_steps)
+
+    def on_train_begin(self) -> None:
+        """verl's, which sends out the first prompts; it has counted the first step already."""
+        self._pass_gate_once(self.global_steps - 1)
+        super().on_train_begin()
+
+    def _consume_sync_metrics(self) -> dict[str, float]:
+        found, self._parity_metrics = self._parity_metrics, {}
+        return {**super()._consume_sync_metrics(), **found}
 
 
 @register_trainer("keytoken_separate")
@@ -282,6 +319,13 @@ class SyncTrainer(AttributionSteps, PPOTrainerSync):
     """Everything on the same devices, for one-GPU machines; needs ``attribution.placement=actor``."""
 
     actor_worker_cls = SyncActorWorker
+
+    @contextmanager
+    def _engine_at_rest(self, step: int) -> Iterator[None]:
+        """The engine gives its memory to the passes, as between sampling and update, then gets weights."""
+        self.checkpoint_manager.sleep_replicas()
+        yield
+        self._bounded_sync(partial(self.checkpoint_manager.update_weights, step))
 
 
 def _passes_of(keytoken: KeyTokenConfig, step: int) -> tuple[str, ...]:

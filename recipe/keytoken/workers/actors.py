@@ -34,6 +34,7 @@ from keytoken.verl_adapter.compat import (
     use_resident_engine,
 )
 from keytoken.workers.attribution import score_views
+from keytoken.workers.parity import read_rows
 from keytoken.workers.passes import PassSettings
 from keytoken.workers.selection import select_on
 
@@ -120,6 +121,20 @@ class AttributionWorker(_SelectingWorker, TrainingWorker):
                 collision=self.keytoken.diagnostics.due(self.version + 1),
             )
 
+    @register_worker_method(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="train"))
+    def read_parity(self, data: TensorDict) -> TensorDict:
+        """See :func:`keytoken.workers.parity.read_rows`; ``data`` says which pass."""
+        with self.engine.eval_mode():
+            return read_rows(
+                self.engine,
+                data,
+                self.keytoken.method,
+                self.keytoken.attribution,
+                self.settings,
+                self.version,
+                run=str(data["parity_pass"]),
+            )
+
     @register_worker_method(dispatch_mode=Dispatch.DP_COMPUTE, blocking=False)
     def execute_checkpoint_engine(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """One step of verl's weight-sync protocol: ``prepare``, ``init_process_group`` or ``finalize``."""
@@ -201,6 +216,21 @@ class _KeyTokenWorker(_SelectingWorker, _ActorWorker):
                 settings,
                 version,
                 collision=self.keytoken.diagnostics.due(version + 1),
+            )
+
+    @register_worker_method(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
+    def read_parity(self, data: TensorDict) -> TensorDict:
+        """See :func:`keytoken.workers.parity.read_rows`; ``data`` says which pass."""
+        settings, version = pass_settings(self.config, self.keytoken), int(data["global_step"]) - 1
+        with self.actor.engine.eval_mode():
+            return read_rows(
+                self.actor.engine,
+                data,
+                self.keytoken.method,
+                self.keytoken.attribution,
+                settings,
+                version,
+                run=str(data["parity_pass"]),
             )
 
 

@@ -10,7 +10,7 @@ and so do diagnostics. The pass over it runs for them, or to check the actor's l
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +34,7 @@ def score_views(
     settings: PassSettings,
     version: int,
     collision: bool = False,
+    views: Sequence[str] | None = None,
 ) -> TensorDict:
     """Run the passes a method needs over the rows of this rank.
 
@@ -46,6 +47,7 @@ def score_views(
         settings: batching and temperature.
         version: global step of the weights in ``engine``.
         collision: whether the diagnostics of this step need the collision probability.
+        views: the views to score; None for all that the method needs.
 
     Returns:
         The tensors of :data:`keytoken.fields.PASS_OUTPUTS` that were computed, and
@@ -69,12 +71,12 @@ def score_views(
     if scored:
         real = _real_side(engine, rows, _wanted(method, collision), attribution, settings, outputs)
     lap = time.perf_counter()
-    for name in method.views:
-        views = [view_row(row, name, context) for row in rows]
+    for name in method.views if views is None else views:
+        seen = [view_row(row, name, context) for row in rows]
         log_prob, applies = fields.view_outputs(name)
         if scored:
-            outputs[log_prob] = _score_where_it_exists(engine, views, real, settings, name)
-        outputs[applies] = _flags(view is not None for view in views)
+            outputs[log_prob] = _score_where_it_exists(engine, seen, real, settings, name)
+        outputs[applies] = _flags(view is not None for view in seen)
         now = time.perf_counter()
         outputs[fields.pass_seconds(name)], lap = _seconds(rows, now - lap), now
     outputs[fields.STATIC_CLIP] = _flags(shows_one_picture(model_input(row), context) for row in rows)
