@@ -23,7 +23,7 @@ from keytoken.errors import ParityError
 # The largest difference of one token, as a multiple of the largest mean difference of an answer.
 SPREAD = 20.0
 # Largest mean differences of an answer's log-probs between two implementations of one model, in nats. In
-# float32 hardly rounding, but the probability of vision tokens: the engine masks them, the trainer counts them.
+# float32 hardly rounding, but the probability of vision tokens: the engine masks them, the trainer counts it.
 MEAN_GAPS = {"float32": 5e-3, "bfloat16": 0.05, "float16": 0.02}
 # The engine keeps pixels in its own precision; a wrong normalisation moves these figures by a tenth and more.
 PIXEL_TOLERANCE = 0.02
