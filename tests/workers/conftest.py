@@ -128,7 +128,7 @@ def mixed(encoder: Encoder) -> dict[str, Example]:
     return {
         "video": one("p0", encoder.answer(7), [walk]),
         "same video": one("p0", encoder.answer(3), [walk]),
-        "image": one("p1", encoder.answer(5), images=[image], words="what color"),
+        "image": one("p1", encoder.answer(5), images=[image, still[0]], words="what color"),
         "text": one("p2", encoder.answer(9), words="A red B blue"),
         "one frame": one("p3", encoder.answer(4), [still.expand(2, -1, -1, -1)]),
         "static": one("p4", encoder.answer(2), [still.expand(4, -1, -1, -1)]),
@@ -136,7 +136,6 @@ def mixed(encoder: Encoder) -> dict[str, Example]:
         "two videos": one("p6", encoder.answer(6), [still.expand(2, -1, -1, -1), encoder.noise(4)]),
         "image and video": one("p7", encoder.answer(1), [encoder.noise(6)], [image]),
         "short text": one("p8", encoder.answer(1), words="A"),
-        "two images": one("p9", encoder.answer(4), images=[image, encoder.noise(1)[0]]),
     }
 
 
