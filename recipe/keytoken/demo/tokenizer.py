@@ -104,15 +104,17 @@ def build_tokenizer(family: str = "qwen2_5_vl") -> PreTrainedTokenizerFast:
 def build_processor(
     tokenizer: PreTrainedTokenizerFast, family: str = "qwen2_5_vl"
 ) -> Qwen2_5_VLProcessor | Qwen3VLProcessor:
-    """The family's processor around the tokenizer, with the demo's pixel bounds."""
+    """The family's processor around the tokenizer.
+
+    Frames reach it at the size that the sampling contract gives them, and it may not change that: between one
+    tile and four times the contract's pixels, so that clips fit as well that are not square as the demo's are.
+    """
     contract = CONTRACTS[family]
-    size = {"shortest_edge": contract.min_pixels, "longest_edge": contract.max_pixels}
+    tile = contract.patch_size * contract.merge_size
+    size = {"shortest_edge": tile * tile, "longest_edge": 4 * contract.max_pixels}
     if family == "qwen3_vl":
         look = {"patch_size": contract.patch_size, "image_mean": _HALF, "image_std": _HALF}
-        of_clip = {
-            **size,
-            "longest_edge": contract.max_pixels * contract.max_frames,
-        }  # bounds of a whole clip
+        of_clip = {**size, "longest_edge": size["longest_edge"] * contract.max_frames}  # of a whole clip
         return Qwen3VLProcessor(
             image_processor=Qwen2VLImageProcessor(size=dict(size), **look),
             video_processor=Qwen3VLVideoProcessor(size=of_clip, **look),
