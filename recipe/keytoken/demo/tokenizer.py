@@ -107,7 +107,7 @@ def build_processor(
     """The family's processor around the tokenizer.
 
     Frames reach it at the size that the sampling contract gives them, and it may not change that: between one
-    tile and four times the contract's pixels, so that clips fit as well that are not square as the demo's are.
+    tile and four times the contract's pixels, so that clips that are not square, as the demo's are, fit as well.
     """
     contract = CONTRACTS[family]
     tile = contract.patch_size * contract.merge_size
