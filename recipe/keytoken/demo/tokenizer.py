@@ -106,8 +106,8 @@ def build_processor(
 ) -> Qwen2_5_VLProcessor | Qwen3VLProcessor:
     """The family's processor around the tokenizer.
 
-    Frames reach it at the size that the sampling contract gives them, and it may not change that: between one
-    tile and four times the contract's pixels, so that clips that are not square, as the demo's are, fit as well.
+    Frames reach it at the size that the sampling contract gives them, and it may not change that. Its bounds,
+    one tile and four times the contract's pixels, hold clips as well that are not square as the demo's are.
     """
     contract = CONTRACTS[family]
     tile = contract.patch_size * contract.merge_size
