@@ -94,8 +94,9 @@ def test_workers_get_the_environment_of_the_run(monkeypatch: pytest.MonkeyPatch)
         "VERL_FILE_LOGGER_PATH": "/x",
     }
     given = config.ray_kwargs.ray_init.runtime_env.env_vars
+    of_the_driver = {"RAY_OVERRIDE_JOB_RUNTIME_ENV": "1"}
     assert {name: str(value) for name, value in given.items()} == expected
-    assert os.environ == expected
+    assert os.environ == expected | of_the_driver
 
 
 def test_tensorboard_writes_into_the_run_folder_or_where_it_is_told_to(

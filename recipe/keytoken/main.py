@@ -1,10 +1,9 @@
 """The training job: compose the configuration, check it whole, run it."""
 
-import json
 import os
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from keytoken.compose import compose_config
 from keytoken.errors import ConfigurationError
 from keytoken.progress import progress_bar
-from keytoken.resources import num_slots, runs_here, validate_files
+from keytoken.resources import OUTPUTS, num_slots, runs_here, validate_files
 from keytoken.validate import validate_run
 
 # verl reserves up to ten logical CPUs for a slot (single_controller/ray/base.py:119), besides its services.
 LOGICAL_CPUS_PER_SLOT = 16
-_PATHS = (
-    "keytoken.run_dir",
-    "data.quarantine_file",
-    "data.frame_cache",
-    "trainer.default_local_dir",
-    "trainer.validation_data_dir",
-    "trainer.rollout_data_dir",
-)
 EXTERNAL_MODULE = "keytoken.verl_adapter.register"
 
 
@@ -80,7 +71,7 @@ def train(overrides: Sequence[str]) -> Path:
 def _derive(config: DictConfig) -> None:
     """Values that follow from others and so have no key of their own."""
     with open_dict(config):
-        for key in _PATHS:  # workers on other nodes have other working directories
+        for key in OUTPUTS:  # workers on other nodes have other working directories
             path = OmegaConf.select(config, key)
             if path:
                 OmegaConf.update(config, key, str(Path(path).expanduser().absolute()))
@@ -111,26 +102,10 @@ def _set_environment(config: DictConfig, extra: dict[str, str]) -> None:
         environment = runtime.setdefault("env_vars", {})
         for name, value in variables.items():
             environment[name] = value
-        for name in _of_the_job(environment):
-            del environment[name]
-    os.environ.update({name: str(value) for name, value in {**variables, **environment}.items()})
-
-
-def _of_the_job(environment: Mapping[str, Any]) -> list[str]:
-    """Variables that the runtime environment of the job sets already; Ray takes none twice.
-
-    Raises:
-        ConfigurationError: the job sets another value.
-    """
-    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
-    given = (job.get("runtime_env") or {}).get("env_vars") or {}
-    for name in set(given) & set(environment):
-        if given[name] != str(environment[name]):
-            raise ConfigurationError(
-                f"the job's runtime environment sets {name}={given[name]}, this run needs "
-                f"{name}={environment[name]}; leave {name} out of the job's --runtime-env-json."
-            )
-    return sorted(set(given) & set(environment))
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    # A submitted job's own environment may set the same variables, here and where verl hands some on. Ray
+    # takes none twice, and its refusal prints them all with their values.
+    os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"
 
 
 def _tracker_folder(config: DictConfig, run_dir: Path) -> dict[str, str]:

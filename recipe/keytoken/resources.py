@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -11,14 +11,22 @@ from keytoken.attribution.methods import needs_passes
 from keytoken.errors import ConfigurationError
 from keytoken.schema import MethodConfig
 
-# Keys whose value is a file or folder that every node opens by that name.
-_SHARED = (
-    "keytoken.run_dir",
+# Keys whose value is a file or folder that every node opens by that name: what a run reads ...
+INPUTS = (
     "data.train_files",
     "data.val_files",
-    "data.frame_cache",
     "actor_rollout_ref.model.path",
+    "actor_rollout_ref.model.tokenizer_path",
     "reward.custom_reward_function.path",
+)
+# ... and what it makes.
+OUTPUTS = (
+    "keytoken.run_dir",
+    "data.quarantine_file",
+    "data.frame_cache",
+    "trainer.default_local_dir",
+    "trainer.validation_data_dir",
+    "trainer.rollout_data_dir",
 )
 
 
@@ -49,7 +57,7 @@ def require_absolute(config: DictConfig) -> None:
     Raises:
         ConfigurationError: names the key, the path and what to write.
     """
-    for key, path in shared_paths(config):
+    for key, path in paths_of(config, (*INPUTS, *OUTPUTS)):
         if not Path(path).is_absolute():
             absolute = Path(path).expanduser().absolute()
             raise ConfigurationError(
@@ -58,12 +66,12 @@ def require_absolute(config: DictConfig) -> None:
             )
 
 
-def shared_paths(config: DictConfig) -> Iterator[tuple[str, str]]:
-    """Keys and paths that all nodes have to see; what comes from a hub or a package is no path."""
-    for key in _SHARED:
+def paths_of(config: DictConfig, keys: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Keys with the paths that they name; what comes from a hub or a package is no path."""
+    for key in keys:
         value = OmegaConf.select(config, key)
         for path in [value] if isinstance(value, str) else value or []:
-            of_a_hub = key == "actor_rollout_ref.model.path" and not is_local_model(path)
+            of_a_hub = key.startswith("actor_rollout_ref.model.") and not is_local_model(path)
             if "://" not in path and not of_a_hub:
                 yield key, path
 

@@ -17,15 +17,8 @@ def test_dry_run_prints_the_command_of_ray(capsys: pytest.CaptureFixture[str]) -
     words = ["experiment=video_ktr_7b", *PATHS]
     assert main(["submit", "--dry-run", "--id", "first", *words]) == 0
     command = shlex.split(capsys.readouterr().out)
-    assert command[:7] == [
-        "ray",
-        "job",
-        "submit",
-        "--address",
-        "http://HEAD:8265",
-        "--submission-id",
-        "first",
-    ]
+    assert command[:4] == ["RAY_API_SERVER_ADDRESS=http://HEAD:8265", "ray", "job", "submit"]
+    assert command[4:6] == ["--submission-id", "first"]
     assert command[command.index("--") + 1 :] == ["python", "-m", "keytoken.cli", "train", *words]
 
 
@@ -34,7 +27,7 @@ def test_the_address_comes_from_the_environment(
 ) -> None:
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://elsewhere:8265")
     assert main(["submit", "--dry-run", "experiment=video_ktr_7b", *PATHS]) == 0
-    assert "--address http://elsewhere:8265 --submission-id" in capsys.readouterr().out
+    assert "RAY_API_SERVER_ADDRESS=http://elsewhere:8265 ray job" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -49,6 +42,8 @@ def test_the_address_comes_from_the_environment(
             ["actor_rollout_ref.model.path=./model"],
             "actor_rollout_ref.model.path=./model is no absolute path",
         ),
+        (["trainer.default_local_dir=checkpoints"], "trainer.default_local_dir=checkpoints is no absolute"),
+        (["data.quarantine_file=bad.jsonl"], "data.quarantine_file=bad.jsonl is no absolute path"),
         (["methd=grpo"], "methd"),
         (["--max-restarts=2", "trainer.resume_mode=disable"], "trainer.resume_mode=disable: each try"),
         (["--max-restarts=2", "trainer.save_freq=-1"], "without checkpoints"),
@@ -74,6 +69,11 @@ def test_no_cluster_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
         monkeypatch.delenv(name, raising=False)
     assert main(["submit", "experiment=video_ktr_7b", *PATHS]) == 2
     assert "give --address http://HEAD:8265" in capsys.readouterr().err
+
+
+def test_an_address_without_its_scheme(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit", "--address", "HEAD:8265", "experiment=video_ktr_7b", *PATHS]) == 2
+    assert "write http://HEAD:8265" in capsys.readouterr().err
 
 
 def test_an_address_where_nobody_answers(capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,24 +30,37 @@ def test_a_shell_reads_the_printed_command_as_it_was_meant() -> None:
         "data.train_files=[/a b.parquet,'/c$d']",
         'trainer.logger=["console"]',
     )
-    variables = {"WANDB_API_KEY": 'its secret\'s "worth" $5', "KEYTOKEN_DEMO_DIR": "/demo"}
-    request = Request(overrides, "job-1", variables, Path("/check out"))
+    variables = {"WANDB_API_KEY": "its secret's worth $5", "KEYTOKEN_DEMO_DIR": '/"demo"', "LEVEL": "a b"}
+    hidden = frozenset({"WANDB_API_KEY"})
+    request = Request(overrides, "job-1", "/runs/1", variables, hidden, Path("/check out"))
     command = request.plain_command("http://head:8265")
     assert "secret" not in command  # a terminal's history and a log are no places for it
-    words = as_a_shell_sees_it(command, **{"WANDB_API_KEY": "plain", "KEYTOKEN_DEMO_DIR": "/demo"})
-    assert words[:7] == ["ray", "job", "submit", "--address", "http://head:8265", "--submission-id", "job-1"]
-    assert words[7] == "--runtime-env-json"
-    assert json.loads(words[8]) == {
-        "env_vars": {"WANDB_API_KEY": "plain", "KEYTOKEN_DEMO_DIR": "/demo"},
+    words = as_a_shell_sees_it(command, WANDB_API_KEY=variables["WANDB_API_KEY"])
+    assert words[0] == "RAY_API_SERVER_ADDRESS=http://head:8265"
+    assert words[1:6] == ["ray", "job", "submit", "--submission-id", "job-1"]
+    assert words[6] == "--runtime-env-json"
+    assert json.loads(words[7]) == {
+        "env_vars": variables,
         "py_modules": [f"/check out/{package}" for package in PACKAGES],
         "excludes": ["**/__pycache__/", "*.pyc"],
     }
-    assert words[9:] == ["--", "python", "-m", "keytoken.cli", "train", *overrides]
-    assert as_a_shell_sees_it(request.entrypoint()) == words[10:]
+    assert words[8] == "--metadata-json" and json.loads(words[9]) == {"keytoken_run_dir": "/runs/1"}
+    assert words[10:] == ["--", "python", "-m", "keytoken.cli", "train", *overrides]
+    assert as_a_shell_sees_it(request.entrypoint()) == words[11:]
+
+
+@pytest.mark.parametrize("value", ['a"b', "a\\b", "a\nb"])
+def test_a_hidden_value_that_no_shell_can_put_into_json_is_refused(value: str) -> None:
+    request = Request(("method=grpo",), "job", "/runs/1", {"KEY": value}, frozenset({"KEY"}))
+    with pytest.raises(ConfigurationError, match="--env KEY: its value holds"):
+        request.plain_command("http://head:8265")
+    plain = Request(("method=grpo",), "job", "/runs/1", {"KEY": value})
+    words = as_a_shell_sees_it(plain.plain_command("http://head:8265"))
+    assert json.loads(words[words.index("--runtime-env-json") + 1]) == {"env_vars": {"KEY": value}}
 
 
 def test_nothing_beside_the_words_needs_no_environment() -> None:
-    request = Request(("method=grpo",), "job", {})
+    request = Request(("method=grpo",), "job", "/runs/1", {})
     assert request.runtime_env() == {} and "--runtime-env-json" not in request.plain_command(
         "http://head:8265"
     )
@@ -58,12 +71,14 @@ def test_variables_that_go_along(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
     monkeypatch.setenv("KEYTOKEN_DEMO_DIR", "/demo")
     monkeypatch.setenv("TOKEN_OF_A_TRACKER", "its value")
-    assert variables_of(["TOKEN_OF_A_TRACKER", "NCCL_DEBUG=", "A=b=c"]) == {
+    variables, hidden = variables_of(["TOKEN_OF_A_TRACKER", "NCCL_DEBUG=", "A=b=c"])
+    assert variables == {
         "KEYTOKEN_DEMO_DIR": "/demo",
         "TOKEN_OF_A_TRACKER": "its value",
         "NCCL_DEBUG": "",
         "A": "b=c",
     }
+    assert hidden == {"TOKEN_OF_A_TRACKER"}
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,9 @@ class Script:
     def __init__(self, *outcomes: Outcome) -> None:
         self._outcomes, self.names, self.words = list(outcomes), [], set()
 
+    def command(self, verb: str, name: str) -> str:
+        return f"{verb} {name}"
+
     def submit(self, request: Request) -> None:
         self.names.append(request.name)
         self.words.add((request.overrides, tuple(request.variables.items()), request.source))
@@ -31,6 +34,7 @@ class Script:
         (Outcome("FAILED", 3, "the weight sync did not end", 60.0), True),
         (Outcome("FAILED", -9, "killed", 60.0), True),
         (Outcome("FAILED", None, "its machine was lost at once", 1.0), True),
+        (Outcome("LOST", None, "the head was restarted", 0.0), True),
         (Outcome("FAILED", 1, "No module named keytoken", 1.0), False),
         (Outcome("FAILED", 2, "a wrong key", 60.0), False),
         (Outcome("SUCCEEDED", 0, "", 60.0), False),
@@ -53,7 +57,7 @@ def test_which_failures_are_worth_another_try(outcome: Outcome, again: bool) -> 
 )
 def test_a_job_is_submitted_again_with_the_same_words(outcomes, limit, names, status) -> None:
     server, said, logged = Script(*outcomes), [], []
-    request = Request(("method=grpo",), "job", {"A": "b"})
+    request = Request(("method=grpo",), "job", "/runs/1", {"A": "b"})
     outcome = run_to_the_end(server, request, limit, 0.0, said.append, logged.append)
     assert outcome.status == status and server.names == names
     assert server.words == {(("method=grpo",), (("A", "b"),), None)}

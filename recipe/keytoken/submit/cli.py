@@ -44,7 +44,8 @@ def add_submit(commands: Any, say: Callable[[str], None]) -> None:
         action="append",
         default=[],
         metavar="NAME[=VALUE]",
-        help="a variable for the job; without a value, that of this environment, which is never printed",
+        help="a variable for the job; without a value, that of this environment, which is not printed here "
+        "(but the cluster's dashboard shows it)",
     )
     parser.add_argument(
         "--source",
@@ -82,7 +83,11 @@ def _submit(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
     config = _checked(arguments.overrides, arguments.max_restarts)
     name = arguments.id or _name_of(config.trainer.experiment_name)
     request = Request(
-        tuple(arguments.overrides), name, variables_of(arguments.env), source_of(arguments.source)
+        tuple(arguments.overrides),
+        name,
+        config.keytoken.run_dir,
+        *variables_of(arguments.env),
+        source_of(arguments.source),
     )
     address = arguments.address or _address_here()
     if arguments.dry_run:
@@ -102,14 +107,13 @@ def _run(request: "Request", address: str, arguments: argparse.Namespace, say: C
     server = JobServer(address)
     if arguments.no_wait:
         server.submit(request)
-        say(f"job {request.name}: submitted; follow it by `ray job logs --follow {request.name}`")
+        say(f"job {request.name}: submitted; {server.command('logs --follow', request.name)} shows it")
         return 0
     try:
         outcome = run_to_the_end(
             server, request, arguments.max_restarts, arguments.restart_delay, say, _print_as_it_is
         )
     except KeyboardInterrupt:
-        say("\nLeft. The job goes on; `ray job logs --follow ID` shows it and `ray job stop ID` ends it.")
         return 130
     say(f"{outcome.status}: {outcome.message}" if outcome.message else outcome.status)
     return 0 if outcome.status == "SUCCEEDED" else outcome.exit_code or 1

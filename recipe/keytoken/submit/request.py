@@ -16,6 +16,7 @@ PROGRAM = ("python", "-m", "keytoken.cli", "train")
 # The packages of a checkout, and files of theirs that no process needs.
 PACKAGES = ("recipe/keytoken", "kernels/keytoken_kernels", "configs/keytoken_configs")
 EXCLUDED = ("**/__pycache__/", "*.pyc")
+RUN_DIR = "keytoken_run_dir"  # in a job's metadata
 # Variables of this machine that a configuration may read.
 OWN_PREFIX = "KEYTOKEN_"
 # A printed command stands in for a value by a word that no value contains, and becomes "$NAME".
@@ -29,13 +30,17 @@ class Request:
     Attributes:
         overrides: The words of ``keytoken train``.
         name: The job's id on the cluster; restarts append to it.
+        run_dir: Its run folder, by which two jobs that would write into one are told.
         variables: Environment variables of the job, which all its processes inherit.
+        hidden: Names of those whose values are not printed.
         source: A checkout whose packages the job uses; None for those installed on the cluster.
     """
 
     overrides: tuple[str, ...]
     name: str
+    run_dir: str
     variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    hidden: frozenset[str] = frozenset()
     source: Path | None = None
 
     def entrypoint(self) -> str:
@@ -51,21 +56,35 @@ class Request:
         return environment
 
     def plain_command(self, address: str) -> str:
-        """The ``ray job submit`` that does the same; values of variables are left to the shell."""
-        hidden = dataclasses.replace(
-            self, variables={name: _STAND_IN.format(name) for name in self.variables}
-        )
-        words = ["ray", "job", "submit", "--address", address, "--submission-id", self.name]
-        environment = hidden.runtime_env()
+        """The ``ray job submit`` that does the same; hidden values are left to the shell.
+
+        Raises:
+            ConfigurationError: a hidden value that a shell cannot put into JSON as it is.
+        """
+        for name in self.hidden:
+            require(
+                json.dumps(self.variables[name], ensure_ascii=False) == f'"{self.variables[name]}"',
+                f"--env {name}: its value holds a quotation mark, a backslash or a line break, which the "
+                f"printed command could not hand on; submit without --dry-run, or give --env {name}=VALUE.",
+            )
+        stand_ins = {name: _STAND_IN.format(name) for name in self.hidden}
+        environment = dataclasses.replace(self, variables={**self.variables, **stand_ins}).runtime_env()
+        words = ["ray", "job", "submit", "--submission-id", self.name]
         words += ["--runtime-env-json", json.dumps(environment)] if environment else []
+        words += ["--metadata-json", json.dumps(self.metadata())]
         command = shlex.join([*words, "--", *PROGRAM, *self.overrides])
-        for name in self.variables:
-            command = command.replace(_STAND_IN.format(name), f"'\"${name}\"'")
-        return command
+        for name, stand_in in stand_ins.items():
+            command = command.replace(stand_in, f"'\"${name}\"'")
+        # Not --address: a variable of the shell that runs this would win over it.
+        return f"RAY_API_SERVER_ADDRESS={shlex.quote(address)} {command}"
+
+    def metadata(self) -> dict[str, str]:
+        """What the job server keeps with the job."""
+        return {RUN_DIR: self.run_dir}
 
 
-def variables_of(names: Sequence[str]) -> dict[str, str]:
-    """The variables of this environment that a job takes along: KeyToken's own and those named.
+def variables_of(names: Sequence[str]) -> tuple[dict[str, str], frozenset[str]]:
+    """The variables that a job takes along, KeyToken's own and those named, and which of them to hide.
 
     Args:
         names: ``NAME`` for the value that the variable has here, or ``NAME=VALUE``.
@@ -74,6 +93,7 @@ def variables_of(names: Sequence[str]) -> dict[str, str]:
         ConfigurationError: a name that is none, or one that is not set here.
     """
     found = {name: value for name, value in os.environ.items() if name.startswith(OWN_PREFIX)}
+    hidden = set()
     for word in names:
         name, given, value = word.partition("=")
         require(
@@ -85,7 +105,8 @@ def variables_of(names: Sequence[str]) -> dict[str, str]:
             f"--env {name}: the variable is not set here; set it, or give --env {name}=VALUE.",
         )
         found[name] = value if given else os.environ[name]
-    return found
+        hidden |= set() if given else {name}
+    return found, frozenset(hidden)
 
 
 def source_of(folder: str | None) -> Path | None:

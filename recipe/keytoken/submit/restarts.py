@@ -10,6 +10,7 @@ from keytoken.submit.request import Request
 
 # Ray reports a killed host as dead after 13 to 15 s; a job placed on it before that fails at once.
 RESTART_DELAY_S = 30.0
+LOST = "LOST"  # the status of a job that the head has forgotten
 # Importing what a driver needs takes longer than this.
 LEAST_S = 5.0
 
@@ -19,7 +20,7 @@ class Outcome:
     """How a job ended.
 
     Attributes:
-        status: Ray's word: SUCCEEDED, FAILED or STOPPED.
+        status: Ray's word: SUCCEEDED, FAILED or STOPPED; or :data:`LOST`.
         exit_code: Of the driver; None where it was lost with its machine.
         message: Ray's account, its first line.
         seconds: From its start to its end.
@@ -33,6 +34,9 @@ class Outcome:
 
 class Server(Protocol):
     """What is needed of :class:`keytoken.submit.client.JobServer`."""
+
+    def command(self, verb: str, name: str) -> str:
+        """A command of Ray's about a job that can be pasted."""
 
     def submit(self, request: Request) -> None:
         """Submit a job."""
@@ -66,8 +70,12 @@ def run_to_the_end(
     while True:
         name = request.name if number == 0 else f"{request.name}-r{number}"
         server.submit(dataclasses.replace(request, name=name))
-        say(f"job {name}: submitted; `ray job stop {name}` ends it, and leaving here does not")
-        outcome = server.follow(name, log)
+        say(f"job {name}: submitted; {server.command('stop', name)} ends it, and leaving here does not")
+        try:
+            outcome = server.follow(name, log)
+        except KeyboardInterrupt:
+            say(f"\nLeft. The job goes on; {server.command('logs --follow', name)} shows it.")
+            raise
         if number >= max_restarts or not worth_another_try(outcome):
             return outcome
         number += 1
@@ -86,4 +94,4 @@ def worth_another_try(outcome: Outcome) -> bool:
     the loss of a process or machine, which Ray reports in many ways.
     """
     began = outcome.exit_code is None or outcome.seconds > LEAST_S
-    return outcome.status == "FAILED" and outcome.exit_code != KeyTokenError.exit_code and began
+    return outcome.status in ("FAILED", LOST) and outcome.exit_code != KeyTokenError.exit_code and began

@@ -4,16 +4,30 @@ import re
 
 from ray.exceptions import (
     ActorUnavailableError,
+    ActorUnschedulableError,
+    LocalRayletDiedError,
     NodeDiedError,
+    ObjectLostError,
     OutOfMemoryError,
     RayActorError,
     RayTaskError,
+    TaskUnschedulableError,
     WorkerCrashedError,
 )
 
 from keytoken.errors import ClusterError
 
-_LOSSES = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError)
+# A process or machine is gone, or what it held (an object's owner, a node that work was pinned to).
+LOSSES = (
+    RayActorError,
+    WorkerCrashedError,
+    NodeDiedError,
+    LocalRayletDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    ActorUnschedulableError,
+    TaskUnschedulableError,
+)
 # Lines of Ray's account of an actor: "\tclass_name: AttributionWorker", "\tpid: 4711", "\tip: 10.0.0.3".
 _FACT = re.compile(r"^\s*(class_name|pid|ip): (\S+)", re.MULTILINE)
 _DETAIL = re.compile(r"Worker exit detail: ([^.]*(?:\. [^S][^.]*)?)|(The node [^.]*)", re.DOTALL)
@@ -32,7 +46,7 @@ def lost_process(problem: BaseException) -> ClusterError | None:
     """
     while isinstance(problem, RayTaskError):
         problem = problem.cause
-    if not isinstance(problem, _LOSSES):
+    if not isinstance(problem, LOSSES):
         return None
     text = str(problem)
     facts = dict(_FACT.findall(text))

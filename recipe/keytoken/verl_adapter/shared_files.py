@@ -4,7 +4,8 @@ A folder that one node lacks shows late otherwise: as a missing model in one of 
 folder is each node's own, as a checkpoint of which every node has a part.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -13,10 +14,11 @@ import ray
 from omegaconf import DictConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from keytoken.errors import ClusterError
-from keytoken.resources import shared_paths
+from keytoken.errors import ClusterError, ConfigurationError
+from keytoken.resources import INPUTS, paths_of
 
-RUN_DIR = "keytoken.run_dir"
+# Folders into which every node writes its part of a checkpoint.
+WRITTEN_BY_ALL = ("keytoken.run_dir", "trainer.default_local_dir")
 TIMEOUT_S = 120.0
 
 
@@ -24,28 +26,42 @@ def require_seen_by_all(config: DictConfig, timeout_s: float = TIMEOUT_S) -> Non
     """Ask each living node of the cluster that Ray is connected to; nothing is asked of a single one.
 
     Raises:
-        ClusterError: names the key, the path and the nodes that lack it, or a node that does not answer.
+        ConfigurationError: names the key, the path and the nodes that lack it.
+        ClusterError: a node does not answer.
     """
-    nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+    nodes = {
+        node["NodeID"]: f"{node['NodeManagerHostname']} {node['NodeManagerAddress']}"
+        for node in ray.nodes()
+        if node["Alive"]
+    }
     if len(nodes) < 2:
         return
-    paths = list(shared_paths(config))
-    mark = Path(config.keytoken.run_dir) / f".shared-{uuid4().hex}"
-    mark.parent.mkdir(parents=True, exist_ok=True)
-    mark.touch()
-    try:
-        missing = _ask(nodes, [*(path for _, path in paths), str(mark)], timeout_s)
-    finally:
-        mark.unlink()
-    for key, path in [*paths, (RUN_DIR, str(mark))]:
+    asked = [(key, path, path) for key, path in paths_of(config, INPUTS)]
+    with _marks(paths_of(config, WRITTEN_BY_ALL)) as marks:
+        asked += marks
+        missing = _ask(nodes, [path for _, path, _ in asked], timeout_s)
+    for key, path, shown in asked:
         lacking = sorted(nodes[node] for node, absent in missing.items() if path in absent)
         if lacking:
-            shown = config.keytoken.run_dir if path == str(mark) else path
-            what = "is a folder of its own" if path == str(mark) else "does not exist"
-            raise ClusterError(
+            what = "does not exist" if path == shown else "is a folder of its own"
+            raise ConfigurationError(
                 f"{key}={shown} {what} on {len(lacking)} of {len(nodes)} nodes ({', '.join(lacking[:5])}); "
                 "put it on a disk that all nodes mount under the same name."
             )
+
+
+@contextmanager
+def _marks(folders: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str, str]]]:
+    """A new file in each folder: who sees it shares the folder. Key, file and folder."""
+    marks = [(key, Path(folder) / f".shared-{uuid4().hex}", folder) for key, folder in folders]
+    try:
+        for _, mark, _ in marks:
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+        yield [(key, str(mark), folder) for key, mark, folder in marks]
+    finally:
+        for _, mark, _ in marks:
+            mark.unlink(missing_ok=True)
 
 
 def _ask(nodes: Mapping[str, str], paths: Sequence[str], timeout_s: float) -> dict[str, set[str]]:

@@ -6,7 +6,7 @@ import ray
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 
 from keytoken.errors import ClusterError, ConfigurationError, KeyTokenError
 from keytoken.resources import runs_here, validate_files
@@ -17,7 +17,7 @@ from keytoken.verl_adapter.compat import (
     run_ppo,
     validate_config,
 )
-from keytoken.verl_adapter.lost import lost_process
+from keytoken.verl_adapter.lost import LOSSES, lost_process
 from keytoken.verl_adapter.machine import CLUSTER_REMEDY, check_machine
 from keytoken.verl_adapter.stack import check_stack
 
@@ -68,7 +68,7 @@ def run(config: DictConfig) -> None:
     check_machine(config)
     try:
         run_ppo(config, task_runner_class=KeyTokenTaskRunner)
-    except (RayTaskError, RayActorError) as problem:
+    except (RayTaskError, *LOSSES) as problem:
         raise own_error(problem) or lost_process(problem) or problem from problem
     except ValueError as problem:
         if "existing cluster" not in str(problem):
