@@ -279,3 +279,8 @@ def test_composing_imports_none_of_the_stack() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_patches_are_the_models() -> None:
+    """verl's default of 14 is wrong for Qwen3-VL, and would be taken before the processor's."""
+    assert compose_config(["experiment=video_ktr_7b"]).data.image_patch_size is None
