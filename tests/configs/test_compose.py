@@ -283,4 +283,4 @@ def test_composing_imports_none_of_the_stack() -> None:
 
 def test_patches_are_the_models() -> None:
     """verl's default of 14 is wrong for Qwen3-VL, and would be taken before the processor's."""
-    assert compose_config(["experiment=video_ktr_7b"]).data.image_patch_size is None
+    assert run_of("experiment=video_ktr_7b").data.image_patch_size is None
