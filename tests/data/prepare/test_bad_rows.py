@@ -126,6 +126,12 @@ ROWS = {
     "numerical answer that is no number": set_aside(
         "answer is no number", "'four' is no number", problem_type="numerical", answer="four"
     ),
+    "answer with a decimal comma": set_aside(
+        "answer with a decimal comma", "read '1,5' as 15", problem_type="regression", answer="1,5"
+    ),
+    "decimal comma of a number whose type is inferred": set_aside(
+        "answer with a decimal comma", "read '0,138' as 138", answer="0,138"
+    ),
     "no video": set_aside("no media", "no video and no image", video=None),
     "a video and an image": set_aside("two media", "give one", image="photo.png"),
     "missing media": set_aside("media missing", "no such file", video="nine.mp4"),

@@ -22,6 +22,7 @@ MULTIPLE_CHOICE = "multiple choice"
 NUMERICAL = "numerical"
 FREE_FORM = "free-form"
 _WITH_NUMBER = (NUMERICAL, "regression")
+_THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?")
 _LETTERS = string.ascii_uppercase
 # verl cuts prompts at these, one for each clip or image of the row; the writer puts in the one that belongs.
 _PLACEHOLDER = re.compile(r"<(?:video|image|audio)>")
@@ -154,6 +155,12 @@ def checked(draft: Draft, number: int, place: str) -> Sample:
         raise RowProblem(
             "answer is no number",
             f"the answer {answer[:40]!r} is no number, which {problem_type!r} needs; correct one of the two",
+        )
+    elif problem_type in _WITH_NUMBER and "," in answer and not _THOUSANDS.fullmatch(answer):
+        raise RowProblem(
+            "answer with a decimal comma",
+            f"rewards read {answer[:40]!r} as {parse_number(answer):g}; write a point before decimals, and "
+            "commas between thousands only, or say by its problem type that it is no number",
         )
     fields = {name: getattr(draft, name) for name in Draft.__dataclass_fields__}
     fields |= {"question": question, "answer": answer, "options": options, "problem_type": problem_type}
