@@ -100,5 +100,5 @@ def require_one_resize(videos: Sequence[Any], grids: torch.Tensor, video_process
             raise ConfigurationError(
                 f"frames of {tuple(frames.shape[-2:])} pixels were resized to {size} by the processor, whose "
                 f"bounds are {dict(video_processor.size)}; choose min_pixels and max_pixels of the "
-                "sampling contract within them"
+                "sampling contract within them, or widen the bounds in the model's processor configuration"
             )
