@@ -1,7 +1,7 @@
 """What is said of a process that died, from accounts that Ray 2.60.0 gave of killed ones."""
 
 import pytest
-from ray.exceptions import ActorDiedError, NodeDiedError, RayTaskError
+from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayTaskError
 
 from keytoken.errors import KeyTokenError
 from keytoken.verl_adapter.lost import lost_process
@@ -44,6 +44,15 @@ def test_an_account_of_another_form_is_passed_on() -> None:
     assert str(lost_process(NodeDiedError("host 7 is down"))).startswith(
         "A process of the run died: host 7 is"
     )
+
+
+def test_a_node_without_memory_is_named() -> None:
+    text = (
+        "3 worker(s) were killed due to the node running low on memory. Memory on the node (IP: "
+        "10.0.0.3, ID: afd6467249) was 22.20GB used / 23.54GB limit (0.9431), which exceeds the threshold of 0.95."
+    )
+    message = str(lost_process(OutOfMemoryError(text)))
+    assert "its node ran low on memory (22.20GB of 23.54GB used), and Ray killed processes. The" in message
 
 
 def test_errors_of_a_program_are_no_losses() -> None:

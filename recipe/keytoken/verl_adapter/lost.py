@@ -31,6 +31,7 @@ LOSSES = (
 # Lines of Ray's account of an actor: "\tclass_name: AttributionWorker", "\tpid: 4711", "\tip: 10.0.0.3".
 _FACT = re.compile(r"^\s*(class_name|pid|ip): (\S+)", re.MULTILINE)
 _DETAIL = re.compile(r"Worker exit detail: ([^.]*(?:\. [^S][^.]*)?)|(The node [^.]*)", re.DOTALL)
+_MEMORY = re.compile(r"Memory on the node .* was ([\d.]+\wB) used / ([\d.]+\wB) limit")
 _REMEDY = (
     "The same command goes on from the last complete checkpoint (`keytoken submit --max-restarts N` gives it "
     "again by itself). Out of memory is the most frequent cause: the kernel's log (`dmesg`) names killed "
@@ -53,6 +54,13 @@ def lost_process(problem: BaseException) -> ClusterError | None:
     who = f"The process of {facts['class_name']}" if "class_name" in facts else "A process of the run"
     where = f" (pid {facts['pid']} on {facts['ip']})" if {"pid", "ip"} <= set(facts) else ""
     what = "cannot be reached" if isinstance(problem, ActorUnavailableError) else "died"
+    return ClusterError(f"{who}{where} {what}: {_detail(text)}. {_REMEDY}")
+
+
+def _detail(text: str) -> str:
+    memory = _MEMORY.search(text)
+    if memory:
+        return f"its node ran low on memory ({memory[1]} of {memory[2]} used), and Ray killed processes"
     found = _DETAIL.search(text)
-    detail = " ".join((found[1] or found[2]).split()) if found else " ".join(text.split())[:200]
-    return ClusterError(f"{who}{where} {what}: {detail.rstrip('.')}. {_REMEDY}")
+    detail = (found[1] or found[2]) if found else text[:200]
+    return " ".join(detail.split()).rstrip(".")
