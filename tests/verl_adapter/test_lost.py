@@ -49,7 +49,7 @@ def test_an_account_of_another_form_is_passed_on() -> None:
 def test_a_node_without_memory_is_named() -> None:
     text = (
         "3 worker(s) were killed due to the node running low on memory. Memory on the node (IP: "
-        "10.0.0.3, ID: afd6467249) was 22.20GB used / 23.54GB limit (0.9431), which exceeds the threshold of 0.95."
+        "10.0.0.3, ID: afd6467249) was 22.20GB used / 23.54GB limit (0.9431), above its threshold."
     )
     message = str(lost_process(OutOfMemoryError(text)))
     assert "its node ran low on memory (22.20GB of 23.54GB used), and Ray killed processes. The" in message
