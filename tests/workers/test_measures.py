@@ -107,7 +107,11 @@ def test_truncated_entropy(
         logits = truth["real"].get(name, torch.zeros(0, 5))
         wanted = true_nucleus_entropy(logits, 0.95)
         full = torch.special.entr(logits.double().softmax(-1)).sum(-1)
-        torch.testing.assert_close(output[fields.TRUNCATED_ENTROPY][index], wanted.float(), **TOLERANCE)
+        # A token on the edge of the nucleus may fall on either side of it in float32.
+        edges = torch.stack([true_nucleus_entropy(logits, 0.95 + step) for step in (-1e-5, 0.0, 1e-5)])
+        found = output[fields.TRUNCATED_ENTROPY][index]
+        nearest = edges[(edges - found).abs().argmin(0), torch.arange(len(found))]
+        torch.testing.assert_close(found, nearest.float(), **TOLERANCE)
         assert ((full - wanted).abs() > 1e-2).all()  # the share left out is not nothing
 
 
