@@ -132,6 +132,25 @@ def test_a_difference_names_field_sample_place_values_and_cause(what: str) -> No
     assert [word for word in words if word not in message] == []
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_differences_of_one_sign_are_called_a_mask(sign: int) -> None:
+    """Tokens that one side masks make all others likelier there, by log(1 - p) with the p of each place."""
+    differences = torch.tensor([0.02, 1e-6, 0.03, 0.01, 0.02, 0.05, 0.01, 0.02], dtype=torch.float64)
+    ids, log_probs = torch.arange(12), torch.linspace(-3, -1, 8, dtype=torch.float64)
+    places = torch.arange(12).expand(3, -1)
+    one = reading(ids=ids, positions=places, log_probs=log_probs)
+
+    def said(by: torch.Tensor) -> str:
+        with pytest.raises(ParityError) as problem:
+            compare(one, reading("actor", ids=ids, positions=places, log_probs=log_probs + by), BOUNDS)
+        return str(problem.value)
+
+    party = "vLLM engine" if sign < 0 else "actor"
+    assert f"likelier to the {party}" in said(sign * differences)
+    differences[2] *= -1
+    assert "likelier" not in said(sign * differences)
+
+
 def test_the_first_field_decides() -> None:
     """Wrong seconds make wrong positions and wrong log-probs; the seconds are what has to be mended."""
     other = reading(

@@ -126,8 +126,22 @@ def without_metadata(prompt: Any) -> dict[str, Any]:
 
 
 def other_pixels(prompt: Any) -> dict[str, Any]:
-    """What B8 does to a video of Qwen3-VL: the engine's pixels have another mean and deviation."""
+    """What B8 does to a video, without its cause."""
     return {"videos": [(frames // 2, metadata) for frames, metadata in prompt.videos]}
+
+
+def as_verl_sends(prompt: Any) -> dict[str, Any]:
+    """B7: a block of placeholders for each temporal patch of Qwen3-VL, of which vLLM expands the first."""
+    return {"engine_ids": prompt.token_ids}
+
+
+def normalised_otherwise(worker: Any) -> None:
+    """B8: the engine shows the model pixels of another mean and deviation than the trainer."""
+    from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+    for side in (worker.processor.image_processor, worker.processor.video_processor):
+        swap(side, "image_mean", OPENAI_CLIP_MEAN)
+        swap(side, "image_std", OPENAI_CLIP_STD)
 
 
 def without_ban(worker: Any) -> None:
@@ -178,6 +192,19 @@ def broken_trainer() -> type:
         def on_train_begin(self) -> None:
             self.said: dict[str, str | None] = {}
             self._pass_gate_once(0)
+            if "Qwen3" in type(self.processor).__name__:
+                self.break_qwen3()
+            else:
+                self.break_qwen2_5()
+            self.ask("nothing", [], restore)
+            super().on_train_begin()
+
+        def break_qwen3(self) -> None:
+            loops = self.agent_loop_manager.agent_loop_workers
+            self.ask("B7", loops, changing_prompts(as_verl_sends), forget_failures)
+            self.ask("B8", loops, normalised_otherwise, forget_failures)
+
+        def break_qwen2_5(self) -> None:
             actors, scorers = self.actor_rollout_wg.workers, self.attribution_wg.workers
             loops = self.agent_loop_manager.agent_loop_workers
             self.ask("B1 in the actor", actors, without_b1)
@@ -187,11 +214,9 @@ def broken_trainer() -> type:
             self.ask("B2", loops, positions_of_transformers, forget_failures)
             self.ask("B4 in positions", loops, positions_of_verl, forget_failures)
             self.ask("B3", loops, changing_prompts(without_metadata), forget_failures)
-            self.ask("B8", loops, changing_prompts(other_pixels), forget_failures)
+            self.ask("other pixels", loops, changing_prompts(other_pixels), forget_failures)
             self.ask_engine("B4 in the engine", without_ban)
             self.ask_engine("B10", with_padded_vocabulary)
-            self.ask("nothing", [], restore)
-            super().on_train_begin()
 
         def ask(
             self,
@@ -228,6 +253,8 @@ def broken_trainer() -> type:
             ray.get([server.collective_rpc.remote(with_masks_again) for server in self.servers()])
 
         def on_step_end(self) -> None:
+            if self.keytoken.parity.every_steps != 1:  # the gate is not asked behind this step
+                return super().on_step_end()
             servers = self.servers()
             ray.get([server.__ray_call__.remote(without_resets) for server in servers])
             self.say("B9", super().on_step_end)
@@ -246,4 +273,4 @@ class SabotageRunner(task_runner._plain_class(task_runner.KeyTokenTaskRunner)): 
 
 if __name__ == "__main__":
     task_runner.KeyTokenTaskRunner = ray.remote(num_cpus=1)(SabotageRunner)
-    main.train([*sys.argv[1:], "keytoken.parity.every_steps=1", "trainer.total_training_steps=1"])
+    main.train(sys.argv[1:])

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
+SABOTAGE = str(Path(__file__).with_name("sabotage.py"))
 REFERENCE = Path(__file__).parents[1] / "workers" / "reference.py"
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 WARM_START = {"text_steps": 20, "clip_steps": 40, "relabel_steps": 5}
@@ -165,10 +167,21 @@ def test_b7_and_b8_show(
     assert (expected["B8"] - expected["video"]).abs().max() > 1e-2
 
 
-def test_qwen3_vl_trains(make_launcher, world: Path) -> None:
-    """Two steps of Video-KTR: engine, actor and attribution group agree, and the views score."""
+def test_qwen3_vl_trains(make_launcher, world: Path, tmp_path: Path) -> None:
+    """Two steps of Video-KTR: engine, actor and attribution group agree, and the views score.
+
+    Before the first, the parity gate has named B7 and B8, brought back and mended again (``sabotage.py``).
+    """
     words = ("policy=demo_qwen3_vl", "sampling=demo_qwen3_vl", "trainer.total_training_steps=2")
-    run = make_launcher(world).run("qwen3_vl", *words)
+    variables = {
+        "KEYTOKEN_SABOTAGE": str(tmp_path / "said.json"),
+        "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
+    }
+    run = make_launcher(world).run("qwen3_vl", *words, program=(SABOTAGE,), environment=variables)
+    said = json.loads((tmp_path / "said.json").read_text())
+    assert said.keys() == {"B7", "B8", "nothing"} and said["nothing"] is None
+    row = "of row 0 of the training data [prompt train-00000"
+    assert f"ids {row}" in said["B7"] and f"pixels {row}" in said["B8"]
     steps = run.metrics()
     assert len(steps) == 2
     for step in steps:
