@@ -26,6 +26,7 @@ LAYERS = (
     ("batch_rules",),
     ("loss_rules",),
     ("data",),
+    ("prefix",),
     ("scoring",),
     ("attribution", "losses", "rewards", "parity"),
     ("schema", "loss_config", "view_config", "parity_config", "block", "words", "fields", "checks", "errors"),

@@ -1,0 +1,162 @@
+"""Trees: where a prompt and its answers lie in one sequence, which token sees which, and what that costs.
+
+A tree is a stem, the prompt without its last token, and one branch for each answer: that last token, then
+the answer without its own last one. So every place of a branch predicts one token of its answer, and none
+predicts two::
+
+    prompt  p q r    answers  a b c   and  d e       (r is the prompt's last token)
+
+    place      0 1 | 2 3 4 | 5 6
+    token      p q | r a b | r d
+    predicts       | a b c | d e
+    sees       causally itself and p q; places 5 and 6 nothing of 2 to 4
+
+A sequence is a row of trees, none of which sees another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Lengths of one tree.
+
+    Attributes:
+        stem: Tokens that all branches see; 0 for a prompt of one token.
+        branches: Tokens of each branch.
+    """
+
+    stem: int
+    branches: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return self.stem + sum(self.branches)
+
+    @property
+    def segments(self) -> tuple[int, ...]:
+        """Lengths of the stem and its branches, in their order."""
+        return (self.stem, *self.branches)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a forward pass computes.
+
+    Attributes:
+        tokens: Places in the transformer, to which the work of all its weights is proportional.
+        pairs: Query and key pairs, to which the work of attention is proportional.
+        prompts: Prompts computed, with their images and videos.
+    """
+
+    tokens: int
+    pairs: int
+    prompts: int
+
+    def flops(self, weights: int, layers: int, width: int) -> int:
+        """Floating-point operations of one forward pass over the text model.
+
+        Args:
+            weights: Parameters that every token is multiplied with.
+            layers: Number of attention layers.
+            width: Query heads times their size.
+        """
+        return 2 * weights * self.tokens + 4 * layers * width * self.pairs
+
+
+def cost_of(trees: Iterable[Tree]) -> Cost:
+    """What a pass over these trees computes."""
+    trees = list(trees)
+    pairs = sum(
+        _triangle(tree.stem) + sum(branch * tree.stem + _triangle(branch) for branch in tree.branches)
+        for tree in trees
+    )
+    return Cost(tokens=sum(map(len, trees)), pairs=pairs, prompts=len(trees))
+
+
+def apart(trees: Iterable[Tree]) -> list[Tree]:
+    """The same answers, each with a copy of its prompt: what a pass without sharing computes."""
+    return [Tree(tree.stem, (branch,)) for tree in trees for branch in tree.branches]
+
+
+def branch_rows(trees: Sequence[Tree]) -> Tensor:
+    """``[N]`` int64 places of all branches, in their order: those that predict something."""
+    parts, start = [torch.empty(0, dtype=torch.int64)], 0
+    for tree in trees:
+        parts.append(torch.arange(start + tree.stem, start + len(tree)))
+        start += len(tree)
+    return torch.cat(parts)
+
+
+def families(trees: Sequence[Tree]) -> tuple[Tensor, Tensor]:
+    """What the tree mask is made of: a place sees those up to itself in its own segment and in its stem.
+
+    Returns:
+        ``[L]`` int64 numbers of each place's segment, and ``[L]`` numbers of its stem's.
+    """
+    lengths, stems, number = list[int](), list[int](), 0
+    for tree in trees:
+        lengths += tree.segments
+        stems += [number] * len(tree.segments)
+        number += len(tree.segments)
+    repeats = torch.tensor(lengths, dtype=torch.int64)
+    return torch.arange(number).repeat_interleave(repeats), torch.tensor(stems).repeat_interleave(repeats)
+
+
+def seen_by_branches(tree: Tree) -> Tensor:
+    """``[sum(branches), len(tree)]`` bool: what each place of the branches sees of its tree."""
+    own, _ = families([tree])
+    places = torch.arange(len(tree))
+    rows = slice(tree.stem, None)
+    branch = (own[rows, None] == own) & (places[rows, None] >= places)
+    return branch | (places < tree.stem)
+
+
+@dataclass(frozen=True, slots=True)
+class KeySegments:
+    """The queries' segments, each with its keys, for attention over segments of unequal length.
+
+    With queries and keys aligned at their ends a causal kernel computes exactly the tree: the last query of a
+    segment sees all of its keys, the one before all but one.
+
+    Attributes:
+        index: ``[K]`` int64 places of the keys of one segment after another.
+        query_lengths: Queries of each segment; they are the places of the sequence in order.
+        key_lengths: Keys of each segment.
+    """
+
+    index: Tensor
+    query_lengths: tuple[int, ...]
+    key_lengths: tuple[int, ...]
+
+
+def key_segments(trees: Sequence[Tree]) -> KeySegments:
+    """See :class:`KeySegments`. Segments without queries are left out."""
+    parts, queries, keys = [], list[int](), list[int]()
+    for own, stem in _segments(trees):
+        if own:
+            parts.append(torch.tensor([*stem, *own]))
+            queries.append(len(own))
+            keys.append(len(stem) + len(own))
+    return KeySegments(torch.cat(parts), tuple(queries), tuple(keys))
+
+
+def _segments(trees: Sequence[Tree]) -> Iterator[tuple[range, range]]:
+    """Places of every segment, and of the stem that it sees beside itself."""
+    start = 0
+    for tree in trees:
+        stem = range(start, start + tree.stem)
+        yield stem, range(0)
+        start = stem.stop
+        for length in tree.branches:
+            yield range(start, start + length), stem
+            start += length
+
+
+def _triangle(length: int) -> int:
+    return length * (length + 1) // 2
