@@ -15,7 +15,7 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 
 # A part may import from itself and from lines further down; within the first and the last line anything goes.
-COMMANDS = ("bench", "doctor", "evaluation", "explain", "golden", "study", "submit")
+COMMANDS = ("bench", "doctor", "evaluation", "explain", "golden", "plan", "study", "submit")
 LAYERS = (
     ("cli", "parser", "main", "compose", "progress", *COMMANDS),
     ("verl_adapter",),

@@ -18,6 +18,7 @@ from keytoken.errors import DataError, KeyTokenError
 from keytoken.evaluation.cli import add_evaluate
 from keytoken.lens.cli import add_lens
 from keytoken.parser import Parser
+from keytoken.plan.cli import add_plan
 from keytoken.scoring.cli import add_lmms_export, add_score
 from keytoken.submit.cli import add_submit
 
@@ -90,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.set_defaults(run=_bench)
     _add_sweep(commands)
     add_submit(commands, say=print)
+    add_plan(commands, say=print)
     add_doctor(commands, say=print)
     add_data(commands, say=print)
     add_evaluate(commands, say=print)

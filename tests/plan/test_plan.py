@@ -1,0 +1,197 @@
+"""The plan as a whole: what moves, how long it takes, what is warned of, what the command prints."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from keytoken.cli import main
+from keytoken.compose import groups
+from keytoken.errors import ConfigurationError
+from keytoken.plan.assumptions import DEVICES, Assumptions
+from keytoken.plan.flops import vision_flops
+from keytoken.plan.passes import step_flops
+from keytoken.plan.report import report
+from keytoken.plan.run import Plan, plan_of
+from keytoken.plan.traffic import clip_bytes
+
+GPU_POOLS = {"one_device": 1, "one_gpu": 1, "three_pools": 8, "two_nodes": 16, "eight_nodes": 64}
+EXPERIMENTS = sorted(name for name in groups()["experiment"] if not name.startswith("demo"))
+
+
+@pytest.mark.parametrize("pools", GPU_POOLS)
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_on_every_pool(experiment: str, pools: str) -> None:
+    """Composes, passes all rules and fits 80 GB, unless the one device is asked to hold all of it."""
+    plan = plan_of([f"experiment={experiment}", f"pools={pools}"])
+    unused = plan.pools.total == GPU_POOLS[pools] - (
+        0 if plan.work.passes or plan.pools.together else free(pools)
+    )
+    assert unused
+    full = [text for text in plan.warnings if "wait for their turn" not in text]
+    assert bool(full) == (pools == "one_device")
+
+
+def free(pools: str) -> int:
+    """GPUs of an attribution pool that a method without passes leaves alone."""
+    return {"three_pools": 1, "two_nodes": 4, "eight_nodes": 16}[pools]
+
+
+@pytest.fixture(scope="module")
+def seven_billion() -> Plan:
+    return plan_of(["experiment=video_ktr_7b"])
+
+
+def test_a_clip_of_the_published_runs(seven_billion: Plan) -> None:
+    """16 frames of 16:9 and at most 105,369 pixels: 224 x 420, 15 by 8 tokens for each pair."""
+    assert seven_billion.work.grid == (8, 16, 30)
+    assert seven_billion.work.video_tokens == 8 * 15 * 8
+
+
+def test_pixels_that_were_measured() -> None:
+    """A real TransferQueue moved 324.7 MB in and 651.5 MB out for 16 prompts, 8 answers and two readers.
+
+    Of clips of the largest size (tests/verl_adapter/bench_media.py), messages and token fields included.
+    """
+    square = ["plan.clip_height=308", "plan.clip_width=336", "data.train_batch_size=16"]
+    one_reader = ["trainer.n_gpus_per_node=1", "keytoken.attribution.num_workers=1"]
+    plan = plan_of(["experiment=video_ktr_7b", *square, *one_reader])
+    assert plan.work.grid == (8, 22, 24)
+    largest = 105369 / 196 / (22 * 24)
+    assert plan.traffic.media_put * largest / 1e6 == pytest.approx(324.7, rel=0.02)
+    assert plan.traffic.media_got * largest / 1e6 == pytest.approx(651.5, rel=0.02)
+    assert clip_bytes(plan.model, plan.work) == 8 * 22 * 24 * 1176 * 4
+
+
+def test_weights_and_gathers_by_hand(seven_billion: Plan) -> None:
+    traffic, whole = seven_billion.traffic, 2 * 8_292_166_656
+    assert traffic.weights == whole * 4  # three engines and one scorer
+    rows = 256 / 4
+    packs = -(-rows * (seven_billion.work.prompt_tokens + 361) // 20480)
+    # Log-probs and reference once, the update both ways and float32 gradients; three quarters are away.
+    assert traffic.gathers == (2 * packs + 4 * packs) * whole * 0.75 * 4
+
+
+def test_a_prompt_for_all_its_answers() -> None:
+    """8,192 and 128 prompt tokens and 8 answers of 512: 5.9 times less, clips of 64 x 16 x 32 patches."""
+    plan = plan_of(["experiment=video_ktr_7b"])
+    work = dataclasses.replace(
+        plan.work, video_tokens=8192, text_tokens=128, answer_tokens=512, grid=(64, 16, 32)
+    )
+    separate = step_flops(plan.model, work, prefills=3)
+    shared = step_flops(plan.model, work, prefills=3, shared=True)
+    clips = vision_flops(plan.model.vision, work.grid).linear * work.prompts
+    text = (separate.old.linear - 8 * clips) / (shared.old.linear - clips)
+    assert text == pytest.approx(8 * 8832 / (8320 + 8 * 513))
+    assert separate.old.total / shared.old.total == pytest.approx(5.9, rel=0.05)
+    assert shared.update.total < 0.25 * separate.update.total
+
+
+def test_the_masked_view_has_no_clip(seven_billion: Plan) -> None:
+    views, work = seven_billion.flops.views, seven_billion.work
+    assert list(views) == ["real", "masked", "shuffled"]
+    assert views["real"] == views["shuffled"] == seven_billion.flops.old
+    assert views["masked"].linear == pytest.approx(
+        2
+        * 256
+        * (work.text_tokens + 361)
+        * seven_billion.model.text.layers
+        * 3584
+        * (7168 + 1024 + 2 * 18944)
+    )
+
+
+def test_times_by_hand(seven_billion: Plan) -> None:
+    given, step = seven_billion.given, seven_billion.step
+    old = step.of("old log-probs")
+    assert old is not None
+    peak = 4 * DEVICES["h100"].tflops * 1e12 * given.forward_efficiency
+    assert old.seconds == pytest.approx(seven_billion.flops.old.total / peak) and old.bound == "arithmetic"
+    views = [part for part in step.parts if part.name.startswith("view")]
+    assert sum(part.seconds for part in views) == pytest.approx(step.busy["attribution"])
+    trained = step.busy["attribution"] + step.busy["actor"] - old.seconds  # the passes outlast the log-probs
+    ends = sum(part.seconds for part in step.parts if part.pool == "all")
+    assert step.seconds == pytest.approx(step.busy["rollout"] + trained + ends)
+    assert step.limit == "attribution"
+
+
+def test_one_step_off_hides_the_shorter_side(seven_billion: Plan) -> None:
+    ahead = plan_of(["experiment=video_ktr_7b", "trainer.v1.separate_async.num_warmup_batches=1"])
+    assert ahead.pools.ahead and not seven_billion.pools.ahead
+    hidden = seven_billion.step.seconds - ahead.step.seconds
+    assert hidden == pytest.approx(seven_billion.step.busy["rollout"])
+
+
+def test_twice_the_scorers_take_half_the_time(seven_billion: Plan) -> None:
+    two = plan_of(["experiment=video_ktr_7b", "keytoken.attribution.num_workers=2"])
+    assert two.step.busy["attribution"] == pytest.approx(seven_billion.step.busy["attribution"] / 2)
+
+
+def test_small_batches_wait_for_layers() -> None:
+    """On 32 ranks a score of 8 answers each gathers 16 GB for little arithmetic."""
+    slow = plan_of(["experiment=video_ktr_7b", "pools=eight_nodes", "plan.network_gb_s=1"])
+    part = slow.step.of("update")
+    assert part is not None and part.bound == "gathering"
+
+
+def test_what_does_not_fit_is_said_with_its_remedy() -> None:
+    tight = plan_of(["experiment=video_ktr_7b", "trainer.n_gpus_per_node=2"])
+    assert any(text.startswith("actor: 8") and "more actor GPUs" in text for text in tight.warnings)
+    full = plan_of(
+        [
+            "experiment=video_ktr_qwen3_vl_8b",
+            "data.train_batch_size=256",
+            "keytoken.attribution.num_workers=8",
+        ]
+    )
+    assert any("answers at once and is asked for" in text for text in full.warnings)
+    longer = ["actor_rollout_ref.actor.ppo_max_token_len_per_gpu=32768"]
+    verl = plan_of(["experiment=video_ktr_7b", "keytoken.kernels.head=verl", *longer])
+    assert any("smaller micro-batches" in text for text in verl.warnings)
+
+
+def test_a_device_and_other_assumptions() -> None:
+    plan = plan_of(["experiment=video_ktr_7b", "plan.device=h200", "plan.answer_share=1"])
+    assert plan.work.answer_tokens == 768
+    assert plan.memory["actor"].room == 141 * 2**30
+    assert "* plan.device=h200" in report(plan)
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("plan.gpu=h100", "Unknown key plan.gpu|key plan.gpu"),
+        ("plan.device=h1000", "h100"),
+        ("plan.host_gb_s=fast", "positive number"),
+        ("plan.text_tokens=-3", "positive whole number"),
+        ("plan.text_tokens", "has no value"),
+    ],
+)
+def test_wrong_assumptions(word: str, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        plan_of(["experiment=video_ktr_7b", word])
+
+
+def test_every_assumption_has_its_reason() -> None:
+    for field in dataclasses.fields(Assumptions):
+        assert len(field.metadata["why"]) > 8, field.name
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "experiment=video_ktr_3b", "pools=two_nodes"]) == 0
+    page = capsys.readouterr().out
+    for words in (
+        "3.75 billion parameters",
+        "8 actor, 4 rollout",
+        "view: masked",
+        "steps an hour",
+        "plan.device=h100",
+    ):
+        assert words in page
+    assert max(map(len, page.splitlines())) <= 160
+    assert main(["plan", "experiment=video_ktr_3b", "pools=two_nodes", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["parameters"] == 3_754_622_976 and found["step"]["seconds"] > 0
+    assert found["memory"]["actor"]["parts"]["optimizer"] == 8 * 3_754_622_976 / 8
