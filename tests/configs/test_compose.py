@@ -26,7 +26,10 @@ FOLDER = Path(__file__).resolve().parents[2] / "configs" / "keytoken_configs"
 DEMO = ["experiment=demo_cpu"]
 
 # Options that do not fit the demo are composed into the default run; experiments stand alone.
-ALONE = ("experiment=", "platform=gpu", "policy=qwen", "policy=video_r1", "dataset=video_r1")
+ALONE = (
+    *("experiment=", "platform=gpu", "policy=qwen", "policy=video_r1", "dataset=video_r1"),
+    *("pools=two_nodes", "pools=eight_nodes"),
+)
 
 # The whole keytoken block. A key is added here by decision: it is one more thing to know and to keep.
 KEYS = """
