@@ -2,6 +2,8 @@
 # Sets up the CPU stack in .venv: the locked packages, the development tools and KeyToken itself (editable).
 # Run it as often as you like: it does nothing while the lock files and the package map are unchanged.
 #
+# `requirements/setup.sh packages` stops before KeyToken itself: the layer of an image that outlives the sources.
+#
 # Environment:
 #   KEYTOKEN_PYTHON       the Python 3.11 to use (default: the first one found)
 #   KEYTOKEN_TORCH_INDEX  where CPU torch is taken from when pip's configured index has no CPU build
@@ -83,11 +85,14 @@ $(cat "$log")"
   rm -f "$log"
 }
 
-install_rest() {
+install_packages() {
   say "installing the locked packages (about 1.5 GB to download, minutes)"
   # Whatever ships no wheel is built with the locked setuptools, not with the newest one.
   pip_install "$(sed -n 's/^\(setuptools==[^ ]*\).*/\1/p' requirements/cpu.txt)"
   pip_install --no-build-isolation -r requirements/cpu.txt -r requirements/dev.txt
+}
+
+install_keytoken() {
   say "installing keytoken, editable"
   pip_install --no-build-isolation --editable .
 }
@@ -117,7 +122,9 @@ python=$(find_python)
 check_machine
 make_venv
 install_torch
-install_rest
+install_packages
+[[ ${1:-} != packages ]] || exit 0
+install_keytoken
 check_result
 fingerprint >"$stamp"
 say "done in ${SECONDS} s: $venv holds $("$venv/bin/python" -m pip list --disable-pip-version-check --format freeze | wc -l) packages"
