@@ -29,7 +29,18 @@ LAYERS = (
     ("prefix",),
     ("scoring",),
     ("attribution", "losses", "rewards", "parity"),
-    ("schema", "loss_config", "view_config", "parity_config", "block", "words", "fields", "checks", "errors"),
+    (
+        "schema",
+        "loss_config",
+        "view_config",
+        "parity_config",
+        "block",
+        "words",
+        "fields",
+        "checks",
+        "errors",
+        "secret",
+    ),
 )
 PURE = {*LAYERS[-2], *LAYERS[-1]}
 PURE_MAY_IMPORT = {"torch", "numpy", "keytoken", "keytoken_kernels"} | sys.stdlib_module_names

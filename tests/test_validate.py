@@ -48,6 +48,14 @@ BROKEN: dict[str, list[tuple[dict[str, Any], list[str]]]] = {
         ({f"{ROLLOUT}.temperature": -1.0}, [f"{ROLLOUT}.temperature is -1.0", "at least 0"]),
         ({"reward": 3}, ["reward is 3", "reward.KEY=VALUE"]),
     ],
+    "_no_secrets": [
+        (
+            {"ray_kwargs.ray_init.runtime_env.env_vars.JUDGE_KEY": "mine"},
+            ["env_vars.JUDGE_KEY holds", "export"],
+        ),
+        ({"trainer.project_name": "hf_abcdefghijklmnop"}, ["trainer.project_name holds", "not shown here"]),
+        ({"trainer.logger": ["console", "sk-abcdefghijklmnop"]}, ["trainer.logger.1 holds", "--env NAME"]),
+    ],
     "_method": [
         ({"keytoken.method.name": "video_krt"}, ["keytoken.method.name=video_krt", "mean 'video_ktr'?"]),
         ({"keytoken.method.name": "grpo"}, ["keytoken.method.name=grpo", "keytoken.method.selection=null"]),

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from keytoken.errors import ConfigurationError
 from keytoken.schema import unknown_name
+from keytoken.secret import shown
 
 CONFIG_MODULE = "keytoken_configs"
 ROOT = "train"
@@ -114,8 +115,8 @@ def _parse(text: str) -> Override:
         override: Override = OverridesParser.create().parse_override(text)
     except (OverrideParseException, HydraException) as problem:
         raise ConfigurationError(
-            f"{text!r} is not an override. Write KEY=VALUE, such as trainer.save_freq=10, and quote a value "
-            "that holds blanks or any of ,:{}[]() for hydra as well as for the shell: 'KEY=\"a value\"'."
+            f"{shown(text)!r} is not an override. Write KEY=VALUE, such as trainer.save_freq=10, and quote a "
+            "value that holds blanks or any of ,:{}[]() for hydra as well as the shell: 'KEY=\"a value\"'."
         ) from problem
     if override.is_delete():
         return override
@@ -123,13 +124,13 @@ def _parse(text: str) -> Override:
         isinstance(override.value(), list) and override.key_or_group in groups()
     ):
         raise ConfigurationError(
-            f"{text!r} gives several values, and a run takes one: call the command once for each. The value "
-            f"of a key that is a list itself is written in brackets: {override.key_or_group}=[a,b]."
+            f"{shown(text)!r} gives several values, and a run takes one: call the command once for each. The "
+            f"value of a key that is a list itself is written in brackets: {override.key_or_group}=[a,b]."
         )
     if text.rpartition("=")[2].strip() in ("", "???"):
         raise ConfigurationError(
-            f"{text!r} has no value after the equals sign. Give it one, or {override.key_or_group}=null for "
-            "none."
+            f"{shown(text)!r} has no value after the equals sign. Give it one, or "
+            f"{override.key_or_group}=null for none."
         )
     return override
 
@@ -154,12 +155,12 @@ def _unknown_key(word: Override, typed: Sequence[Override]) -> str:
     known_groups = groups()
     chosen = [each.input_line for each in typed if each.key_or_group in known_groups and each.input_line]
     tree = OmegaConf.to_container(_compose(chosen), resolve=False)
-    key = word.key_or_group
+    key, line = word.key_or_group, shown(str(word.input_line))
     found = _closest_keys(key, [*known_groups, *(name for name, _ in _nodes(tree))])
     hint = f" Did you mean {' or '.join(found)}?" if found else ""
     if "." in key and not key.startswith("keytoken."):
-        hint += f" A key that verl reads but does not list needs a plus sign: +{word.input_line}"
-    return f"Unknown key {key} in {word.input_line!r}.{hint}"
+        hint += f" A key that verl reads but does not list needs a plus sign: +{line}"
+    return f"Unknown key {key} in {line!r}.{hint}"
 
 
 def _closest_keys(key: str, known: Sequence[str]) -> list[str]:

@@ -14,6 +14,7 @@ from keytoken.errors import ConfigurationError
 from keytoken.progress import progress_bar
 from keytoken.resources import OUTPUTS, num_slots, runs_here, validate_files
 from keytoken.validate import validate_run
+from keytoken.verl_adapter.machine import stay_on_loopback
 
 # verl reserves up to ten logical CPUs for a slot (single_controller/ray/base.py:119), besides its services.
 LOGICAL_CPUS_PER_SLOT = 16
@@ -57,6 +58,8 @@ def train(overrides: Sequence[str]) -> Path:
     OmegaConf.save(config, run_dir / "config.yaml")
     metrics = _fresh_metrics_file(run_dir)
     _set_environment(config, {"VERL_FILE_LOGGER_PATH": str(metrics), **_tracker_folder(config, run_dir)})
+    if runs_here(config):
+        stay_on_loopback()
 
     with warnings.catch_warnings():
         # verl lists every training engine it could have used but for a missing package.

@@ -5,7 +5,8 @@ They run before any process starts. What one key allows by itself is checked whe
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -17,6 +18,7 @@ from keytoken.data.contract import SamplingContract
 from keytoken.errors import ConfigurationError
 from keytoken.loss_rules import LOSS_RULES, SEPARATE
 from keytoken.schema import KeyTokenConfig, unknown_name
+from keytoken.secret import is_secret
 
 SYNC = "keytoken_sync"
 
@@ -108,6 +110,28 @@ def _types(config: DictConfig) -> None:
         value = OmegaConf.select(config, key)
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
             raise ConfigurationError(f"{key} is {value!r}; give it a number of at least 0.")
+
+
+def _no_secrets(config: DictConfig, keytoken: KeyTokenConfig) -> None:
+    """The first rule: no other message may quote one."""
+    places = _strings(OmegaConf.to_container(config, resolve=True))
+    found = next((place for place, value in places if is_secret(place, value)), None)
+    if found is not None:
+        raise ConfigurationError(
+            f"{found} holds what looks like a secret (not shown here). A configuration is printed, kept in "
+            "the run folder and given to trackers: take it out, and export the secret as an environment "
+            "variable (`keytoken submit --env NAME` sends one along)."
+        )
+
+
+def _strings(node: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Every text below a node, with its dotted place."""
+    if isinstance(node, str):
+        yield place, node
+    elif isinstance(node, (dict, list)):
+        named = node.items() if isinstance(node, dict) else enumerate(node)
+        for name, value in named:
+            yield from _strings(value, f"{place}.{name}" if place else str(name))
 
 
 def _method(config: DictConfig, keytoken: KeyTokenConfig) -> None:
@@ -305,6 +329,7 @@ def _reuse(config: DictConfig, keytoken: KeyTokenConfig) -> None:
 
 
 RULES: tuple[Callable[[DictConfig, KeyTokenConfig], None], ...] = (
+    _no_secrets,
     _method,
     _views,
     _sampling,

@@ -50,9 +50,15 @@ SMALL = (
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a finished run left behind."""
+    """What a finished run left behind.
+
+    Attributes:
+        folder: Its run folder.
+        listening: Title of the process and address of every listening socket, seen once while it ran.
+    """
 
     folder: Path
+    listening: tuple[tuple[str, str], ...] = ()
 
     def metrics(self) -> list[dict[str, float]]:
         """One for each training step; the step 0 of a validation before training is left out."""
@@ -167,6 +173,19 @@ class Job:
 
     def _is_ours(self, process: psutil.Process) -> bool:
         return (process.info["environ"] or {}).get("RAY_TMPDIR") == str(self.ray_dir)
+
+    def listening(self) -> tuple[tuple[str, str], ...]:
+        """Title and address of every socket that a process of the run listens on."""
+        ours = [p for p in psutil.process_iter(["environ", "cmdline"]) if self._is_ours(p)]
+        found = []
+        for process in ours:
+            try:
+                sockets = process.net_connections("tcp")
+            except (psutil.NoSuchProcess, psutil.AccessDenied):  # it has just ended
+                continue
+            title = " ".join(process.info["cmdline"] or ())
+            found += [(title, each.laddr.ip) for each in sockets if each.status == psutil.CONN_LISTEN]
+        return tuple(found)
 
     def tail(self) -> str:
         return "\n".join(line[:500] for line in self.log.read_text(errors="replace").splitlines()[-60:])
@@ -283,9 +302,13 @@ def launcher(make_launcher: Callable[[Path], Launcher], tiny_world: Path) -> Lau
 @pytest.fixture(scope="session")
 def straight(launcher: Launcher) -> Run:
     """A validation, then four steps of Video-KTR on three pools with a checkpoint after two and four."""
-    return launcher.run(
+    job = launcher.start(
         "straight", "trainer.val_before_train=true", "trainer.total_training_steps=4", "trainer.save_freq=2"
     )
+    metrics = job.run.folder / "metrics.jsonl"
+    job.wait_for(lambda: metrics.exists() and '"step":1' in metrics.read_text().replace(" ", ""))
+    listening = job.listening()
+    return dataclasses.replace(job.finish(), listening=listening)
 
 
 @pytest.fixture(scope="session")

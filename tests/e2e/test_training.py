@@ -60,6 +60,20 @@ def test_three_pools_train(straight):
     assert moved > 1e-4
 
 
+def test_a_run_on_one_machine_listens_on_loopback(straight):
+    """Ray, vLLM's server, the data plane, the weight transport; torch binds its stores to all interfaces."""
+    with_a_store = (
+        "ray::WorkerDict",
+        "ray::AttributionWorker",
+        "ray::CheckpointEngineWorker",
+        "VLLM::Worker",
+    )
+    outside = [(title, ip) for title, ip in straight.listening if ip.split(":")[-1] != "127.0.0.1"]
+    assert len(straight.listening) - len(outside) > 20
+    assert [each for each in outside if not each[0].startswith(with_a_store)] == []
+    assert len(outside) <= len(with_a_store)
+
+
 def test_the_parity_gate_asks_a_video_and_a_text_before_the_first_step(straight):
     first, *others = straight.metrics()
     assert first["parity/prompts"] == 2

@@ -257,6 +257,10 @@ def test_the_key_comes_from_the_environment_and_stays_out_of_files_and_messages(
     with pytest.raises(ConfigurationError, match="JUDGE_KEY") as raised:
         judge.decide([(question(1), "A pan.")])
     assert "secret" not in str(raised.value)
+    server.answers = [sends(401, {"error": "no such key: sk-secret-1234"})]  # some servers repeat it
+    with pytest.raises(ConfigurationError, match=r"no such key: \*\*\*") as raised:
+        judge.decide([(question(3), "A pan.")])
+    assert "secret" not in str(raised.value)
     monkeypatch.setenv("JUDGE_KEY", "sk-secret\r\nX: y")
     with pytest.raises(ConfigurationError, match="JUDGE_KEY holds characters") as raised:
         judge.decide([(question(2), "A pan.")])

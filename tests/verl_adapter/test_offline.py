@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -289,6 +290,27 @@ def test_checkpoint_becomes_a_model(given: str, world_size: int, tiny_model: Pat
 
 def test_model_folder_is_itself(tiny_model: Path) -> None:
     assert model_folder(tiny_model) == tiny_model
+
+
+class Program:
+    """What a pickle can do to who loads it."""
+
+    def __init__(self, made: Path) -> None:
+        self.made = made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.made),)
+
+
+def test_a_shard_that_would_run_a_program_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    write_checkpoint(tiny_model, tmp_path, 4, 1)
+    (shard,) = tmp_path.glob("checkpoints/*/actor/*.pt")
+    torch.save({"weight": Program(tmp_path / "made")}, shard)
+    with pytest.raises(
+        DataError, match=r"rank_0\.pt: this is no shard of a model that can be loaded safely .*mkdir"
+    ):
+        model_folder(tmp_path)
+    assert not (tmp_path / "made").exists()
 
 
 def test_what_is_no_model_is_an_error(tiny_model: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from keytoken.doctor.child import run_child
 from keytoken.doctor.finding import Finding, Subject, fail, of_error, ok, several, size
 from keytoken.errors import ClusterError
 from keytoken.resources import num_slots
-from keytoken.verl_adapter.machine import check_slots
+from keytoken.verl_adapter.machine import LOOPBACK, check_slots
 
 _LIMIT_S = 180.0
 
@@ -19,7 +19,7 @@ def ray(subject: Subject) -> Finding:
     address = address_of(subject)
     where = f"the cluster at {address}" if address else "a Ray of its own"
     arguments = ["-m", "keytoken.verl_adapter.ray_probe", *([address] if address else [])]
-    done = run_child(arguments, _LIMIT_S)
+    done = run_child(arguments, _LIMIT_S, variables={} if address else LOOPBACK)
     if done.error:
         remedy = "Read the logs below /tmp/ray/session_latest/logs; network, disks or ports may say why."
         if address:

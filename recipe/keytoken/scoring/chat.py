@@ -20,6 +20,7 @@ from typing import Any
 
 from keytoken.block import require
 from keytoken.errors import ConfigurationError
+from keytoken.secret import HIDDEN, shown
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -97,13 +98,13 @@ def complete(endpoint: Endpoint, messages: Messages) -> str:
         try:
             return _content(_post(endpoint, messages, headers))
         except urllib.error.HTTPError as problem:
-            reason = f"status {problem.code}: {_said(problem)}"
+            reason = f"status {problem.code}: {_without_key(_said(problem), headers)}"
             if problem.code not in _MAY_PASS:
                 _refused(endpoint, problem.code, reason)
             asked = problem.headers.get("Retry-After", "")
             wait = float(asked) if asked.isdecimal() else endpoint.wait * 2**attempt
         except (OSError, http.client.HTTPException, ValueError) as problem:
-            reason = f"{type(problem).__name__}: {problem}"
+            reason = f"{type(problem).__name__}: {_without_key(str(problem), headers)}"
             wait = endpoint.wait * 2**attempt
         if attempt + 1 < endpoint.attempts:
             time.sleep(min(wait, _MAX_WAIT))
@@ -162,6 +163,12 @@ def _said(problem: urllib.error.HTTPError) -> str:
         return str(problem.reason)
 
 
+def _without_key(text: str, headers: Mapping[str, str]) -> str:
+    """Some servers repeat in their answer what they were sent."""
+    key = headers.get("Authorization", "").removeprefix("Bearer ")
+    return text.replace(key, HIDDEN) if key else text
+
+
 def _refused(endpoint: Endpoint, status: int, reason: str) -> None:
     """Raise for a status that no further attempt changes."""
     if status in (400, 413, 422):  # this question: too long, or filtered
@@ -171,4 +178,4 @@ def _refused(endpoint: Endpoint, status: int, reason: str) -> None:
         403: f"the key in {endpoint.key_variable} lacks the right",
         404: "check judge url and judge model",
     }.get(status, "check judge url")
-    raise ConfigurationError(f"{endpoint.address} refuses the judge's request ({reason}); {hint}.")
+    raise ConfigurationError(f"{shown(endpoint.address)} refuses the judge's request ({reason}); {hint}.")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from keytoken.block import require
+from keytoken.secret import is_secret
 
 # The job's driver is `keytoken train`, called so that it is also found where only the packages were sent.
 PROGRAM = ("python", "-m", "keytoken.cli", "train")
@@ -93,7 +94,7 @@ def variables_of(names: Sequence[str]) -> tuple[dict[str, str], frozenset[str]]:
         ConfigurationError: a name that is none, or one that is not set here.
     """
     found = {name: value for name, value in os.environ.items() if name.startswith(OWN_PREFIX)}
-    hidden = set()
+    hidden: set[str] = set()
     for word in names:
         name, given, value = word.partition("=")
         require(
@@ -106,6 +107,7 @@ def variables_of(names: Sequence[str]) -> tuple[dict[str, str], frozenset[str]]:
         )
         found[name] = value if given else os.environ[name]
         hidden |= set() if given else {name}
+    hidden |= {name for name, value in found.items() if is_secret(name, value)}
     return found, frozenset(hidden)
 
 

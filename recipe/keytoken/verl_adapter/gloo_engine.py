@@ -7,9 +7,10 @@ producing a full tensor is itself a collective of theirs. The group is rebuilt f
 receiver that died is a time-out with a name and not a hang.
 """
 
-import pickle
+import dataclasses
+import json
+import socket
 from collections.abc import AsyncGenerator, Iterable
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -28,7 +29,7 @@ from keytoken.verl_adapter.compat import (
 BACKEND = "keytoken_gloo"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Rendezvous:
     """Where the ranks of one sync meet."""
 
@@ -59,9 +60,17 @@ class GlooCheckpointEngine(CheckpointEngine):
         if not self.is_master:
             return None
         host = ray.util.get_node_ip_address().strip("[]")
-        # Port 0: the system picks a free one, so two runs on one host cannot collide.
+        # Port 0: the system picks a free one, so two runs on one host cannot collide. A socket of ours,
+        # because the store's own would listen on all interfaces.
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.create_server((host, 0), family=family)
+        port = listening.getsockname()[1]
         self._store = torch.distributed.TCPStore(
-            host, 0, is_master=True, wait_for_workers=False, timeout=self.timeout
+            *(host, port),
+            is_master=True,
+            wait_for_workers=False,
+            timeout=self.timeout,
+            master_listen_fd=listening.detach(),
         )
         return Rendezvous(host, self._store.port)
 
@@ -145,7 +154,7 @@ class GlooCheckpointEngine(CheckpointEngine):
                 offset += meta.chunk_size
 
     def _send_bucket(self, bucket: list[tuple[TensorMeta, Tensor]]) -> None:
-        header = torch.frombuffer(bytearray(pickle.dumps([meta for meta, _ in bucket])), dtype=torch.uint8)
+        header = torch.frombuffer(bytearray(_to_json([meta for meta, _ in bucket])), dtype=torch.uint8)
         self._broadcast(torch.tensor([header.numel()]))
         self._broadcast(header)
         if bucket:
@@ -156,10 +165,23 @@ class GlooCheckpointEngine(CheckpointEngine):
         self._broadcast(length)
         header = torch.empty(int(length), dtype=torch.uint8)
         self._broadcast(header)
-        return pickle.loads(header.numpy().tobytes())
+        return _from_json(header.numpy().tobytes())
 
     def _broadcast(self, tensor: Tensor) -> None:
         options = torch.distributed.BroadcastOptions()
         options.rootRank = 0
         options.rootTensor = 0
         self._group.broadcast([tensor], options).wait(self.timeout)
+
+
+def _to_json(metas: list[TensorMeta]) -> bytes:
+    """Not a pickle: whoever got into the group could run a program by one."""
+    plain = [{**dataclasses.asdict(meta), "dtype": str(meta.dtype).removeprefix("torch.")} for meta in metas]
+    return json.dumps(plain).encode()
+
+
+def _from_json(header: bytes) -> list[TensorMeta]:
+    return [
+        TensorMeta(**{**meta, "shape": torch.Size(meta["shape"]), "dtype": getattr(torch, meta["dtype"])})
+        for meta in json.loads(header)
+    ]

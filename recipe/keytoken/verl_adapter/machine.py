@@ -23,11 +23,25 @@ ENGINE_BYTES = 400 * MIB
 # Keys that name a port which nobody looks for a free one of.
 PORT_KEYS = ("ray_kwargs.ray_init.dashboard_port", "transfer_queue.metrics.port")
 
+# On one machine Ray takes its outer address, and its servers, those of verl and the data plane then listen
+# beyond this machine. This makes it take 127.0.0.1: by default Ray has clusters on Linux only, and reads the
+# variable on every system, as it is imported (Ray 2.60, _private/services.py:815).
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
 # A local run beside a cluster that was started on this machine.
 CLUSTER_REMEDY = (
     "Stop it (`ray stop`), or say what is meant: RAY_ADDRESS=local for a Ray of its own, RAY_ADDRESS=auto to "
     "join."
 )
+
+
+def stay_on_loopback() -> None:
+    """Before Ray is imported: let what a run on this machine starts listen on loopback only.
+
+    Who sets the variable himself decides otherwise; the doctor's row ``exposure`` says so.
+    """
+    for name, value in LOOPBACK.items():
+        os.environ.setdefault(name, value)
 
 
 def check_machine(config: DictConfig) -> None:

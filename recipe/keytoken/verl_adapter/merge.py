@@ -9,6 +9,7 @@ Only FSDP over one axis is joined here; for anything else the error names verl's
 """
 
 import json
+import pickle
 import re
 import shutil
 from pathlib import Path
@@ -102,8 +103,16 @@ def _joined(actor: Path, dtype: torch.dtype) -> dict[str, Tensor]:
 def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"{path}: this shard of the checkpoint is missing; copy all files of the folder")
-    # Not weights only: verl saves distributed tensors, whose classes have to be unpickled.
-    shard: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+    # A file that asks for other classes than those of tensors is refused: loading it could run any program.
+    try:
+        shard: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as problem:
+        reason = next(
+            (line.strip() for line in str(problem).splitlines() if "GLOBAL" in line), "not only tensors"
+        )
+        raise DataError(
+            f"{path}: this is no shard of a model that can be loaded safely ({reason})"
+        ) from problem
     return shard
 
 
