@@ -45,9 +45,7 @@ def _of_a_local_run() -> Finding:
             f"{others[0]}: Ray, vLLM's server and the data plane listen beyond this machine",
             f"Unset the variable; {_PAGE}.",
         )
-    return ok(
-        "a run on this machine listens on loopback; only torch's stores (no key of torch's) on all interfaces"
-    )
+    return ok("a run on this machine listens on loopback, but for torch's stores")
 
 
 def _of_a_cluster() -> Finding:

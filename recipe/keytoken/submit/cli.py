@@ -1,6 +1,7 @@
 """The command ``keytoken submit``."""
 
 import argparse
+import dataclasses
 import os
 import re
 import sys
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from keytoken.submit.request import Request
 
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+GPUS_PER_NODE = 8
 HEAD = "http://HEAD:8265"  # stands for the address in a command that is only printed
 
 
@@ -73,13 +75,30 @@ def add_submit(commands: Any, say: Callable[[str], None]) -> None:
         action="store_true",
         help="check, print the `ray job submit` that does the same",
     )
+    _add_templates(parser)
     parser.set_defaults(run=lambda arguments: _submit(arguments, say))
+
+
+def _add_templates(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--template",
+        choices=("slurm", "rayjob"),
+        help="print the same job as a script for Slurm or a RayJob for Kubernetes, and submit nothing",
+    )
+    parser.add_argument("--image", help="image of the containers, for --template")
+    parser.add_argument(
+        "--gpus-per-node",
+        type=int,
+        metavar="N",
+        help=f"GPUs of a node, for --template (default: {GPUS_PER_NODE})",
+    )
 
 
 def _submit(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
     from keytoken.submit.request import Request, source_of, variables_of
 
     _check_options(arguments)
+    _check_template(arguments)
     config = _checked(arguments.overrides, arguments.max_restarts)
     name = arguments.id or _name_of(config.trainer.experiment_name)
     request = Request(
@@ -89,6 +108,9 @@ def _submit(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
         *variables_of(arguments.env),
         source_of(arguments.source),
     )
+    if arguments.template is not None:
+        say(_filled(request, config, arguments).rstrip())
+        return 0
     address = arguments.address or _address_here()
     if arguments.dry_run:
         say(request.plain_command(address or HEAD))
@@ -98,6 +120,25 @@ def _submit(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
         f"keytoken submit: no cluster; give --address {HEAD} or set {ADDRESS_VARIABLES[0]}.",
     )
     return _run(request, str(address), arguments, say)
+
+
+def _filled(request: "Request", config: DictConfig, arguments: argparse.Namespace) -> str:
+    """The job for a scheduler."""
+    from keytoken.submit.shape import shape_of
+    from keytoken.submit.templates import TEMPLATES, Values, shared_folders
+
+    source = ("--source", str(request.source)) if request.source else ()
+    restarts = ("--max-restarts", str(arguments.max_restarts)) if arguments.max_restarts else ()
+    delay = ("--restart-delay", f"{arguments.restart_delay:g}") if _delays(arguments) else ()
+    values = Values(
+        dataclasses.replace(request, name=arguments.id or _plain(config.trainer.experiment_name)),
+        shape_of(config, arguments.gpus_per_node or GPUS_PER_NODE),
+        shared_folders(config),
+        arguments.image,
+        arguments.max_restarts,
+        (*source, *restarts, *delay),
+    )
+    return TEMPLATES[arguments.template](values)
 
 
 def _run(request: "Request", address: str, arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
@@ -132,6 +173,33 @@ def _check_options(arguments: argparse.Namespace) -> None:
     )
 
 
+def _check_template(arguments: argparse.Namespace) -> None:
+    """Options of the other kind would be dropped in silence."""
+    given = {
+        "--image": arguments.image is not None,
+        "--gpus-per-node": arguments.gpus_per_node is not None,
+    }
+    if arguments.template is not None:
+        given = {
+            "--dry-run": arguments.dry_run,
+            "--no-wait": arguments.no_wait,
+            "--address": arguments.address is not None,
+            "--restart-delay": arguments.template == "rayjob" and _delays(arguments),
+        }
+    option = next((name for name, present in given.items() if present), None)
+    with_or_without = "without" if arguments.template is None else "with"
+    kind = "" if arguments.template is None else f" {arguments.template}"
+    require(option is None, f"{option} {with_or_without} --template{kind} says nothing; leave it away.")
+    require(
+        arguments.gpus_per_node is None or arguments.gpus_per_node >= 1,
+        f"--gpus-per-node {arguments.gpus_per_node}: give at least 1.",
+    )
+
+
+def _delays(arguments: argparse.Namespace) -> bool:
+    return bool(arguments.restart_delay != RESTART_DELAY_S)
+
+
 def _checked(overrides: list[str], max_restarts: int) -> DictConfig:
     """The configuration, refused here rather than after minutes on the cluster."""
     from keytoken.compose import compose_config
@@ -160,7 +228,11 @@ def _address_here() -> str | None:
 
 def _name_of(experiment: str) -> str:
     """An id that a job server takes and that a second submission does not repeat."""
-    return re.sub(r"[^\w.-]+", "-", experiment) + time.strftime("-%y%m%d-%H%M%S")
+    return _plain(experiment) + time.strftime("-%y%m%d-%H%M%S")
+
+
+def _plain(experiment: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", experiment)
 
 
 def _print_as_it_is(text: str) -> None:
