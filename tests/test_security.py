@@ -79,8 +79,8 @@ def test_no_experiment_trusts_code_or_holds_a_secret(
 
 
 SECRETS = (
-    "HF_TOKEN MY_TOKEN WANDB_API_KEY JUDGE_KEY AWS_SECRET_ACCESS_KEY DB_PASSWORD env_vars.OPENAI_API_KEY api_key "
-    "trainer.access_token hub_token a.password"
+    "HF_TOKEN MY_TOKEN WANDB_API_KEY JUDGE_KEY AWS_SECRET_ACCESS_KEY DB_PASSWORD env_vars.OPENAI_API_KEY "
+    "api_key trainer.access_token hub_token a.password"
 )
 NO_SECRETS = (
     "data.prompt_key video_key eos_token pad_token num_tokens max_tokens keytoken.run_dir tokenizer "
