@@ -278,14 +278,17 @@ def test_a_redirect_is_refused(server: Server, tmp_path: Path) -> None:
     ("changes", "message"),
     [
         pytest.param({"url": "file:///etc/passwd"}, "must begin with http", id="no http"),
+        pytest.param({"url": "https://me:mine@host/v1"}, "holds a password .not shown", id="a password"),
+        pytest.param({"key_variable": "sk-1234"}, "no name of an environment variable .not", id="a key"),
         pytest.param({"model": ""}, "model is empty", id="no model"),
         pytest.param({"timeout": 0.0}, "timeout is 0.0", id="no time"),
         pytest.param({"attempts": 0}, "attempts is 0", id="no attempts"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(server: Server, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigurationError, match=message):
+    with pytest.raises(ConfigurationError, match=message) as raised:
         endpoint(server, **changes)
+    assert "mine" not in str(raised.value) and "sk-1234" not in str(raised.value)
 
 
 def test_a_benchmark_without_a_judge_is_refused(server: Server, tmp_path: Path) -> None:

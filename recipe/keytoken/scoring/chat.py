@@ -20,7 +20,7 @@ from typing import Any
 
 from keytoken.block import require
 from keytoken.errors import ConfigurationError
-from keytoken.secret import HIDDEN, shown
+from keytoken.secret import HIDDEN, is_secret
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -56,8 +56,18 @@ class Endpoint:
 
     def __post_init__(self) -> None:
         require(
+            not is_secret("", self.url),
+            "judge url holds a password (not shown here), and would be kept and printed; give it by the "
+            "environment variable that the judge's key names.",
+        )
+        require(
             self.url.startswith(("http://", "https://")),
             f"judge url {self.url!r} must begin with http:// or https://, such as http://localhost:8000/v1.",
+        )
+        require(
+            self.key_variable == "" or self.key_variable.isidentifier(),
+            "judge key is no name of an environment variable (not shown here: it may be the key itself); "
+            "export the key, and give the variable's name, such as OPENAI_API_KEY.",
         )
         require(bool(self.model), "judge model is empty; name the model as the endpoint does.")
         for name in ("timeout", "attempts", "max_tokens"):
@@ -178,4 +188,4 @@ def _refused(endpoint: Endpoint, status: int, reason: str) -> None:
         403: f"the key in {endpoint.key_variable} lacks the right",
         404: "check judge url and judge model",
     }.get(status, "check judge url")
-    raise ConfigurationError(f"{shown(endpoint.address)} refuses the judge's request ({reason}); {hint}.")
+    raise ConfigurationError(f"{endpoint.address} refuses the judge's request ({reason}); {hint}.")
