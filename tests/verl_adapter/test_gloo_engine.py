@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -62,6 +63,17 @@ def test_every_receiver_gets_every_bit(
         }
         # A full tensor is a collective of all actor ranks: the idle one must walk the generator as well.
         assert results["idle"][sync] == {"count": len(wanted), "metrics": {}}
+
+
+def test_the_ranks_meet_at_the_nodes_address_and_at_no_other() -> None:
+    from keytoken.verl_adapter.gloo_engine import GlooCheckpointEngine  # slow: imports verl
+
+    engine = GlooCheckpointEngine(64, is_master=True)
+    meeting = engine.prepare()
+    assert meeting is not None
+    sockets = psutil.Process().net_connections("tcp")
+    listening = [each.laddr for each in sockets if each.status == psutil.CONN_LISTEN]
+    assert [each.ip for each in listening if each.port == meeting.port] == [meeting.host]
 
 
 def test_a_receiver_that_dies_is_an_error_and_no_hang(ranks: Run) -> None:
