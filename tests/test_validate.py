@@ -39,6 +39,7 @@ PENALIZE = {f"{PENALTY}.enable": True}
 MAX_LENGTH = "reward.reward_kwargs.max_resp_len"
 
 # rule: list of (values to set on the demo, what the message must say: the key, then the remedy)
+STANDING_IN = {"keytoken.attribution.on_failure": "actor"}
 BROKEN: dict[str, list[tuple[dict[str, Any], list[str]]]] = {
     "_types": [
         ({"trainer.nnodes": "abc"}, ["trainer.nnodes is 'abc'", "whole number of at least 1"]),
@@ -252,6 +253,14 @@ BROKEN: dict[str, list[tuple[dict[str, Any], list[str]]]] = {
             ["keytoken.diagnostics.every_steps", "every_steps=1"],
         ),
     ],
+    "_on_failure": [
+        ({**STANDING_IN, "keytoken.attribution.placement": "actor"}, ["placement=actor", "on_failure=stop"]),
+        ({**STANDING_IN, "keytoken.attribution.every_steps": 2}, ["every_steps=2", "every_steps=1"]),
+        (
+            {**STANDING_IN, "trainer.device": "cuda", f"{ROLLOUT}.checkpoint_engine.backend": "nccl"},
+            ["backend=nccl", f"++{ROLLOUT}.checkpoint_engine.engine_kwargs.nccl.rebuild_group=true"],
+        ),
+    ],
     "_whole_groups": [
         (
             {**COMPARING, "keytoken.attribution.micro_batch_size": 6},
@@ -314,6 +323,7 @@ def test_every_rule_and_every_inert_key_is_tried() -> None:
 ALLOWED: dict[str, dict[str, Any]] = {
     "KL in the reward is verl's own code": {"algorithm.use_kl_in_reward": True},
     "groups without a signal replaced": {"algorithm.filter_groups.enable": True},
+    "the actor's workers stand in": STANDING_IN,
     "one step off policy": {"trainer.v1.separate_async.num_warmup_batches": 1},
     "several updates on a batch": {f"{ACTOR}.ppo_epochs": 2},
     "advantages without division": {"algorithm.norm_adv_by_std_in_grpo": False},

@@ -58,6 +58,16 @@ class WeightSyncError(KeyTokenError, RuntimeError):
     exit_code = 3
 
 
+class CheckpointError(KeyTokenError, OSError):
+    """A checkpoint for which the disk has no room."""
+
+
+class StoppedError(KeyTokenError, RuntimeError):
+    """A run that ended early because it was told to, with its last step saved."""
+
+    exit_code = 128 + 15  # what a shell reports of a program that SIGTERM ended
+
+
 class DoctorError(KeyTokenError, RuntimeError):
     """Something that a check before a run found, and that would keep the run from working."""
 

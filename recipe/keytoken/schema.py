@@ -11,6 +11,7 @@ import dataclasses
 import math
 from typing import Literal
 
+from keytoken.attribution_config import AttributionConfig
 from keytoken.block import ROOT, Block, check_choices, require, unknown_name
 from keytoken.loss_config import LossConfig
 from keytoken.parity_config import ParityConfig
@@ -218,50 +219,6 @@ class MethodConfig(Block):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class AttributionConfig(Block):
-    """Where and how the counterfactual passes run.
-
-    Attributes:
-        placement: ``pool``: an own worker group on its own resource pool; ``actor``: in the actor workers.
-        num_workers: World size of the attribution group. Used by ``pool`` only.
-        micro_batch_size: Responses of one forward pass on one worker.
-        every_steps: The views are scored in every so many steps, from the first; in between a token scores
-            what its id scored on average (:mod:`keytoken.attribution.reuse`). 1 for every step.
-        shuffle_seed: Seed of what views draw: orders of frames, squares to blacken.
-        check_base: Score the real view in the attribution group as well, take it as the real side of every
-            difference and compare it with the actor's old log-probs. When false the actor's log-probs are
-            the real side, which is exact in float32 only.
-        base_tolerance: Largest allowed difference of that comparison, in nats.
-        sync_timeout_s: Limit of one weight broadcast; verl itself would wait for ever.
-        pass_timeout_s: Limit of one attribution pass over a batch.
-    """
-
-    placement: Literal["pool", "actor"] = "pool"
-    num_workers: int = 1
-    micro_batch_size: int = 8
-    every_steps: int = 1
-    shuffle_seed: int = 0
-    check_base: bool = False
-    base_tolerance: float = 1e-4
-    sync_timeout_s: float = 300.0
-    pass_timeout_s: float = 1800.0
-
-    def __post_init__(self) -> None:
-        where = f"{ROOT}.attribution"
-        check_choices(self, where)
-        for name in ("num_workers", "micro_batch_size", "every_steps"):
-            count = getattr(self, name)
-            require(count >= 1, f"{where}.{name} is {count}; use a count of 1 or more.")
-        for name in ("base_tolerance", "sync_timeout_s", "pass_timeout_s"):
-            value = getattr(self, name)
-            require(0.0 < value < math.inf, f"{where}.{name} is {value}; use a finite number above 0.")
-
-    def scores(self, step: int) -> bool:
-        """Whether the passes run in a step, counted from 1."""
-        return (step - 1) % self.every_steps == 0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ExportConfig(Block):
     """The per-token export in the run folder.
 
@@ -379,6 +336,9 @@ class KeyTokenConfig(Block):
         seed: Seeds the order of the data and, with prompt and answer number, every answer's sampling.
         sampling: Keys of :class:`keytoken.data.contract.SamplingContract`, which checks them.
         doctor: ``short`` makes the quick checks of ``keytoken doctor`` before a run; ``off`` makes none.
+        on_sigterm: What the first SIGTERM does: ``save`` finishes the step, saves it and ends the run;
+            ``end`` ends the run at once.
+        save_timeout_s: Limit of writing a checkpoint.
     """
 
     method: MethodConfig
@@ -392,6 +352,10 @@ class KeyTokenConfig(Block):
     seed: int = 1
     sampling: dict = dataclasses.field(default_factory=dict)
     doctor: Literal["short", "off"] = "short"
+    on_sigterm: Literal["save", "end"] = "save"
+    save_timeout_s: float = 3600.0
 
     def __post_init__(self) -> None:
         check_choices(self, ROOT)
+        limit = self.save_timeout_s
+        require(0.0 < limit < math.inf, f"{ROOT}.save_timeout_s is {limit}; use a finite number above 0.")

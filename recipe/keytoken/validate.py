@@ -328,6 +328,32 @@ def _reuse(config: DictConfig, keytoken: KeyTokenConfig) -> None:
         )
 
 
+def _on_failure(config: DictConfig, keytoken: KeyTokenConfig) -> None:
+    """The actor's workers can stand in if they need nothing that died with the attribution group."""
+    attribution = keytoken.attribution
+    key = "keytoken.attribution.on_failure=actor"
+    if attribution.on_failure == "stop":
+        return
+    if attribution.placement == "actor":
+        raise ConfigurationError(
+            f"{key} is for a group of its own, and with keytoken.attribution.placement=actor the actor's "
+            "workers run the passes anyway; set keytoken.attribution.on_failure=stop."
+        )
+    if attribution.every_steps > 1:
+        raise ConfigurationError(
+            f"{key}: with keytoken.attribution.every_steps={attribution.every_steps} the group remembers the "
+            "scores of the last passes, which are lost with it. Set on_failure=stop, or every_steps=1."
+        )
+    engine = config.actor_rollout_ref.rollout.checkpoint_engine
+    options = (engine.get("engine_kwargs") or {}).get(engine.backend) or {}
+    if engine.backend != "keytoken_gloo" and not options.get("rebuild_group", False):
+        where = f"actor_rollout_ref.rollout.checkpoint_engine.engine_kwargs.{engine.backend}.rebuild_group"
+        raise ConfigurationError(
+            f"{key} gives the group a weight broadcast of its own, and backend={engine.backend} keeps the "
+            f"process group of the first; set ++{where}=true."
+        )
+
+
 RULES: tuple[Callable[[DictConfig, KeyTokenConfig], None], ...] = (
     _no_secrets,
     _method,
@@ -345,4 +371,5 @@ RULES: tuple[Callable[[DictConfig, KeyTokenConfig], None], ...] = (
     _kernels,
     _head,
     _reuse,
+    _on_failure,
 )

@@ -34,7 +34,7 @@ ALONE = (
 # The whole keytoken block. A key is added here by decision: it is one more thing to know and to keep.
 KEYS = """
 attribution.base_tolerance attribution.check_base attribution.every_steps attribution.micro_batch_size
-attribution.num_workers
+attribution.num_workers attribution.on_failure
 attribution.pass_timeout_s attribution.placement attribution.shuffle_seed attribution.sync_timeout_s
 diagnostics.every_steps diagnostics.word_classes.color diagnostics.word_classes.direction
 diagnostics.word_classes.event diagnostics.word_classes.number diagnostics.word_classes.shape doctor
@@ -52,7 +52,7 @@ method.selection.temporal_ratio method.selection.visual_ratio
 method.view.blackened.p method.view.blackened.per method.view.blackened.size
 method.view.temporal method.view.visual
 parity.answer_tokens parity.every_steps parity.log_prob_tolerance parity.prompts
-run_dir
+on_sigterm run_dir save_timeout_s
 sampling.decoder sampling.fps sampling.max_frames sampling.max_pixels sampling.min_frames sampling.min_pixels
 seed
 """

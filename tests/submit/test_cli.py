@@ -48,6 +48,7 @@ def test_the_address_comes_from_the_environment(
         (["--max-restarts=2", "trainer.resume_mode=disable"], "trainer.resume_mode=disable: each try"),
         (["--max-restarts=2", "trainer.save_freq=-1"], "without checkpoints"),
         (["--max-restarts=-1"], "--max-restarts -1"),
+        (["--stop-grace=0"], "--stop-grace 0"),
         (["--restart-delay=-1"], "--restart-delay -1"),
         (["--max-restarts=2", "--no-wait"], "nobody would see"),
         (["--id=a/b"], "--id a/b"),

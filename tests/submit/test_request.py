@@ -40,7 +40,7 @@ def test_a_shell_reads_the_printed_command_as_it_was_meant() -> None:
     assert words[1:6] == ["ray", "job", "submit", "--submission-id", "job-1"]
     assert words[6] == "--runtime-env-json"
     assert json.loads(words[7]) == {
-        "env_vars": variables,
+        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "900", **variables},
         "py_modules": [f"/check out/{package}" for package in PACKAGES],
         "excludes": ["**/__pycache__/", "*.pyc"],
     }
@@ -56,14 +56,16 @@ def test_a_hidden_value_that_no_shell_can_put_into_json_is_refused(value: str) -
         request.plain_command("http://head:8265")
     plain = Request(("method=grpo",), "job", "/runs/1", {"KEY": value})
     words = as_a_shell_sees_it(plain.plain_command("http://head:8265"))
-    assert json.loads(words[words.index("--runtime-env-json") + 1]) == {"env_vars": {"KEY": value}}
+    environment = json.loads(words[words.index("--runtime-env-json") + 1])
+    assert environment["env_vars"]["KEY"] == value
 
 
-def test_nothing_beside_the_words_needs_no_environment() -> None:
-    request = Request(("method=grpo",), "job", "/runs/1", {})
-    assert request.runtime_env() == {} and "--runtime-env-json" not in request.plain_command(
-        "http://head:8265"
-    )
+def test_a_stopped_job_has_time_to_save_its_step() -> None:
+    """Ray would kill it after three seconds; who sets Ray's own variable has the last word."""
+    request = Request(("method=grpo",), "job", "/runs/1", {}, stop_grace_s=60)
+    assert request.runtime_env() == {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}
+    own = Request(("method=grpo",), "job", "/runs/1", {"RAY_JOB_STOP_WAIT_TIME_S": "5"})
+    assert own.runtime_env()["env_vars"] == {"RAY_JOB_STOP_WAIT_TIME_S": "5"}
 
 
 def test_variables_that_go_along(monkeypatch: pytest.MonkeyPatch) -> None:

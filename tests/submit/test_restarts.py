@@ -1,5 +1,9 @@
 """Which failures are worth another try, and how many tries there are."""
 
+import os
+import signal
+import time
+
 import pytest
 
 from keytoken.submit.request import Request
@@ -13,6 +17,7 @@ class Script:
 
     def __init__(self, *outcomes: Outcome) -> None:
         self._outcomes, self.names, self.words = list(outcomes), [], set()
+        self.stopped: list[str] = []
 
     def command(self, verb: str, name: str) -> str:
         return f"{verb} {name}"
@@ -20,6 +25,9 @@ class Script:
     def submit(self, request: Request) -> None:
         self.names.append(request.name)
         self.words.add((request.overrides, tuple(request.variables.items()), request.source))
+
+    def stop(self, name: str) -> None:
+        self.stopped.append(name)
 
     def follow(self, name, say) -> Outcome:
         say(f"log of {name}\n")
@@ -63,3 +71,36 @@ def test_a_job_is_submitted_again_with_the_same_words(outcomes, limit, names, st
     assert server.words == {(("method=grpo",), (("A", "b"),), None)}
     assert logged == [f"log of {name}\n" for name in names]
     assert sum("Try" in line for line in said) == len(names) - 1
+
+
+def test_sigterm_asks_the_job_to_stop_and_ends_the_tries() -> None:
+    """What the job says of its end is taken as it is, and its try is the last."""
+
+    class Terminated(Script):
+        def follow(self, name, say) -> Outcome:
+            os.kill(os.getpid(), signal.SIGTERM)
+            limit = time.monotonic() + 30
+            while not self.stopped and time.monotonic() < limit:
+                time.sleep(0.01)
+            return super().follow(name, say)
+
+    for ending in (Outcome("STOPPED", None, "stopped", 60.0), LOST):
+        server, said = Terminated(ending), []
+        request = Request(("method=grpo",), "job", "/runs/1")
+        outcome = run_to_the_end(server, request, 3, 0.0, said.append, lambda text: None)
+        assert server.stopped == server.names == ["job"] and outcome.exit_code == 143
+        assert any("SIGTERM" in line for line in said)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_second_sigterm_leaves_at_once() -> None:
+    class Impatient(Script):
+        def follow(self, name, say) -> Outcome:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.01)
+            raise AssertionError("it went on waiting")
+
+    with pytest.raises(SystemExit) as left:
+        run_to_the_end(Impatient(LOST), Request((), "job", "/runs/1"), 3, 0.0, print, print)
+    assert left.value.code == 143

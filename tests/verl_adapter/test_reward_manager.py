@@ -11,6 +11,7 @@ from tensordict import TensorDict
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager.dapo import DAPORewardManager
 
+from keytoken.errors import NonFiniteError
 from keytoken.verl_adapter.reward_manager import LengthAwareRewardManager
 
 MAX_LENGTH = 20
@@ -84,3 +85,17 @@ def test_no_penalty_unless_it_is_enabled():
 
     result = score(LengthAwareRewardManager, overlong(False), compute_score, MAX_LENGTH)
     assert result == {"reward_score": 0.75, "reward_extra_info": {"acc": 0.75}}
+
+
+@pytest.mark.parametrize(
+    "reward", [float("nan"), float("inf"), None, "1.0", np.float32("nan"), torch.tensor([1.0, 2.0])]
+)
+def test_a_reward_that_is_no_finite_number_ends_the_run(reward):
+    """An error of KeyToken's own, which ends a run at once (test_agent_loop.py)."""
+    with pytest.raises(NonFiniteError, match=r"an answer to prompt .* of data source test is"):
+        score(LengthAwareRewardManager, {}, lambda **_: {"score": reward}, length=3)
+
+
+@pytest.mark.parametrize("reward", [0, True, np.float32(0.5), torch.tensor(0.5)])
+def test_numbers_of_all_libraries_are_rewards(reward):
+    assert score(LengthAwareRewardManager, {}, lambda **_: {"score": reward}, 3)["reward_score"] == reward

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
+from ray.exceptions import ActorDiedError, GetTimeoutError
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 
 from keytoken import fields
 from keytoken.golden import load_preset
 from keytoken.schema import AttributionConfig, DiagnosticsConfig, KeyTokenConfig, OrderBonusConfig
-from keytoken.verl_adapter import order
+from keytoken.verl_adapter import order, stand_in
 from keytoken.verl_adapter import trainer as trainers
 from keytoken.verl_adapter.trainer import AttributionSteps, _reward_field
 
@@ -168,3 +169,65 @@ def test_diagnostics_ask_for_a_pass_where_the_method_does_not() -> None:
     built._compute_old_log_prob(batch, {})
     assert [request.extra_info["global_step"] for request in requests] == [3]
     assert not built._own_pool
+
+
+class Worker:
+    """Answers Ray's question whether it is there, or does not any more."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+        self.__ray_ready__ = self
+
+    def remote(self) -> Worker:
+        return self
+
+
+@pytest.mark.parametrize(
+    ("on_failure", "errors", "asked"),
+    [
+        ("actor", [None, ActorDiedError()], ["group", "actor"]),
+        ("actor", [None, None], ["group"]),
+        ("actor", [None, GetTimeoutError()], ["group"]),  # busy is not dead
+        ("stop", [ActorDiedError()], ["group"]),
+    ],
+)
+def test_who_stands_in_and_when(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    on_failure: str,
+    errors: list[Exception | None],
+    asked: list[str],
+) -> None:
+    """Only for processes of the group that are dead; its others are ended then, and it is said once."""
+
+    def get(worker: Worker, timeout: float) -> None:
+        if worker.error is not None:
+            raise worker.error
+
+    killed: list[Worker] = []
+    monkeypatch.setattr(stand_in.ray, "get", get)
+    monkeypatch.setattr(stand_in.ray, "kill", killed.append)
+    built = trainer(None)
+    attribution = AttributionConfig(on_failure=on_failure)
+    built.keytoken = KeyTokenConfig(method=load_preset("video_ktr"), attribution=attribution)
+    built._own_broadcast = object() if on_failure == "actor" else None
+    group = SimpleNamespace(name="group", workers=[Worker(error) for error in errors])
+    built.attribution_wg, built.actor_rollout_wg = group, SimpleNamespace(name="actor")
+    seen: list[str] = []
+
+    def question() -> str:
+        seen.append(built.attribution_wg.name)
+        if seen[-1] == "group":
+            raise ActorDiedError()
+        return "answer"
+
+    if len(asked) == 2:
+        assert built._ask(question) == "answer"
+        assert killed == group.workers and built._stand_in_metrics() == {"attribution/on_actor": 1.0}
+        assert built._ask(question) == "answer" and caplog.text.count("the attribution group is lost") == 1
+        assert seen == ["group", "actor", "actor"]
+    else:
+        with pytest.raises(ActorDiedError):
+            built._ask(question)
+        expected = {"attribution/on_actor": 0.0} if on_failure == "actor" else {}
+        assert seen == asked and killed == [] and built._stand_in_metrics() == expected

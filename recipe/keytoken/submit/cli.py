@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from keytoken.block import require
+from keytoken.submit.request import STOP_GRACE_S
 from keytoken.submit.restarts import RESTART_DELAY_S
 
 if TYPE_CHECKING:
@@ -69,6 +70,14 @@ def add_submit(commands: Any, say: Callable[[str], None]) -> None:
         metavar="SECONDS",
         help="pause before that, in which Ray notices lost machines (default: %(default)g)",
     )
+    parser.add_argument(
+        "--stop-grace",
+        type=int,
+        default=STOP_GRACE_S,
+        metavar="SECONDS",
+        help="what a job that is stopped has to finish and save its step, before it is killed "
+        "(default: %(default)d)",
+    )
     parser.add_argument("--no-wait", action="store_true", help="submit and leave")
     parser.add_argument(
         "--dry-run",
@@ -107,6 +116,7 @@ def _submit(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
         config.keytoken.run_dir,
         *variables_of(arguments.env),
         source_of(arguments.source),
+        arguments.stop_grace,
     )
     if arguments.template is not None:
         say(_filled(request, config, arguments).rstrip())
@@ -162,6 +172,7 @@ def _run(request: "Request", address: str, arguments: argparse.Namespace, say: C
 
 def _check_options(arguments: argparse.Namespace) -> None:
     require(arguments.max_restarts >= 0, f"--max-restarts {arguments.max_restarts}: give at least 0.")
+    require(arguments.stop_grace >= 1, f"--stop-grace {arguments.stop_grace}: give at least 1.")
     require(arguments.restart_delay >= 0.0, f"--restart-delay {arguments.restart_delay:g}: give at least 0.")
     require(
         not (arguments.no_wait and arguments.max_restarts),

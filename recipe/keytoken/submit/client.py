@@ -106,6 +106,18 @@ class JobServer:
 
         self._insist(send)
 
+    def stop(self, name: str) -> None:
+        """Ask a job to stop; Ray kills it when its time for that is over (``Request.stop_grace_s``).
+
+        Raises:
+            ClusterError: the server cannot be reached.
+        """
+
+        def send() -> None:
+            self._client.stop_job(name)
+
+        self._insist(send)
+
     def _refuse_a_second_writer(self, request: Request) -> None:
         for job in self._client.list_jobs():
             name, folder = str(job.submission_id), (job.metadata or {}).get(RUN_DIR)

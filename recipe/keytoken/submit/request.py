@@ -20,6 +20,8 @@ EXCLUDED = ("**/__pycache__/", "*.pyc")
 RUN_DIR = "keytoken_run_dir"  # in a job's metadata
 # Variables of this machine that a configuration may read.
 OWN_PREFIX = "KEYTOKEN_"
+# A step, a validation and a checkpoint of a large model.
+STOP_GRACE_S = 900
 # A printed command stands in for a value by a word that no value contains, and becomes "$NAME".
 _STAND_IN = "@@{}@@"
 
@@ -34,6 +36,7 @@ class Request:
         run_dir: Its run folder, by which two jobs that would write into one are told.
         variables: Environment variables of the job, which all its processes inherit.
         hidden: Names of those whose values are not printed.
+        stop_grace_s: What the job has to end by itself when it is stopped, before it is killed.
         source: A checkout whose packages the job uses; None for those installed on the cluster.
     """
 
@@ -43,6 +46,7 @@ class Request:
     variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
     hidden: frozenset[str] = frozenset()
     source: Path | None = None
+    stop_grace_s: int = STOP_GRACE_S
 
     def entrypoint(self) -> str:
         """The command line of the job's driver, quoted for a shell."""
@@ -50,7 +54,9 @@ class Request:
 
     def runtime_env(self) -> dict[str, Any]:
         """Ray's runtime environment; folders in it are sent along when the job is submitted."""
-        environment: dict[str, Any] = {"env_vars": dict(self.variables)} if self.variables else {}
+        # Read by the process that Ray starts to watch the job; Ray's own limit is 3 s.
+        variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(self.stop_grace_s), **self.variables}
+        environment: dict[str, Any] = {"env_vars": variables}
         if self.source is not None:
             environment["py_modules"] = [str(self.source / package) for package in PACKAGES]
             environment["excludes"] = list(EXCLUDED)
@@ -71,7 +77,7 @@ class Request:
         stand_ins = {name: _STAND_IN.format(name) for name in self.hidden}
         environment = dataclasses.replace(self, variables={**self.variables, **stand_ins}).runtime_env()
         words = ["ray", "job", "submit", "--submission-id", self.name]
-        words += ["--runtime-env-json", json.dumps(environment)] if environment else []
+        words += ["--runtime-env-json", json.dumps(environment)]
         words += ["--metadata-json", json.dumps(self.metadata())]
         command = shlex.join([*words, "--", *PROGRAM, *self.overrides])
         for name, stand_in in stand_ins.items():

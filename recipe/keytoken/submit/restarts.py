@@ -3,10 +3,12 @@
 import dataclasses
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
-from keytoken.errors import KeyTokenError
+from keytoken.errors import KeyTokenError, StoppedError
 from keytoken.submit.request import Request
+from keytoken.submit.termination import stop_on_sigterm
 
 # Ray reports a killed host as dead after 13 to 15 s; a job placed on it before that fails at once.
 RESTART_DELAY_S = 30.0
@@ -41,6 +43,9 @@ class Server(Protocol):
     def submit(self, request: Request) -> None:
         """Submit a job."""
 
+    def stop(self, name: str) -> None:
+        """Ask a job to stop."""
+
     def follow(self, name: str, say: Callable[[str], None]) -> Outcome:
         """Print the log of a job until it ends."""
 
@@ -72,10 +77,13 @@ def run_to_the_end(
         server.submit(dataclasses.replace(request, name=name))
         say(f"job {name}: submitted; {server.command('stop', name)} ends it, and leaving here does not")
         try:
-            outcome = server.follow(name, log)
+            with stop_on_sigterm(partial(server.stop, name), say) as asked:
+                outcome = server.follow(name, log)
         except KeyboardInterrupt:
             say(f"\nLeft. The job goes on; {server.command('logs --follow', name)} shows it.")
             raise
+        if asked() and outcome.status != "SUCCEEDED":
+            return dataclasses.replace(outcome, exit_code=StoppedError.exit_code)
         if number >= max_restarts or not worth_another_try(outcome):
             return outcome
         number += 1

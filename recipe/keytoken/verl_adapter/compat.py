@@ -38,6 +38,7 @@ from verl.single_controller.ray.base import (
     ResourcePoolManager,
 )
 from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
+from verl.trainer.ppo.checkpoint_callback import CheckpointCallback
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, agg_loss, register_adv_est
 from verl.trainer.ppo.utils import Role, need_critic, need_reference_policy
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ
@@ -47,7 +48,7 @@ from verl.trainer.ppo.v1.trainer_base import PPOTrainer, get_trainer_cls, regist
 from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils
-from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path, get_checkpoint_tracker_filename
+from verl.utils.checkpoint.checkpoint_manager import get_checkpoint_tracker_filename
 from verl.utils.config import omega_conf_to_dataclass, validate_config
 from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.utils.dataset.rl_dataset import collate_fn as collate_rows
@@ -95,6 +96,7 @@ __all__ = [
     "AgentLoopWorkerTQ",
     "AggregationType",
     "BaseEngine",
+    "CheckpointCallback",
     "CheckpointEngine",
     "CheckpointEngineManager",
     "CheckpointEngineRegistry",
@@ -132,7 +134,6 @@ __all__ = [
     "convert_weight_keys",
     "create_continuous_token_builder",
     "extract_multi_modal_inputs",
-    "find_latest_ckpt_path",
     "get_checkpoint_tracker_filename",
     "get_device_id",
     "get_device_name",

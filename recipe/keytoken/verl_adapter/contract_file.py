@@ -5,7 +5,6 @@ compared, without any other sign. So a difference ends the start, before clips a
 """
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ from omegaconf import DictConfig
 
 from keytoken.data.contract import CONTRACT_FILE, SamplingContract
 from keytoken.errors import ConfigurationError
-from keytoken.verl_adapter.compat import find_latest_ckpt_path, get_checkpoint_tracker_filename
 from keytoken.verl_adapter.dataset import sampling_contract
+from keytoken.verl_adapter.whole_checkpoint import settle
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +35,9 @@ def contract_of(config: DictConfig, processor: Any) -> SamplingContract:
 
 
 def checkpoint_to_resume(trainer: DictConfig) -> Path | None:
-    """The checkpoint folder that verl will resume from, by verl's own rule; None for a fresh start.
+    """The checkpoint folder that verl will resume from; None for a fresh start.
+
+    With ``resume_mode=auto`` it is settled here, before verl looks (:func:`whole_checkpoint.settle`).
 
     Args:
         trainer: verl's block ``trainer``.
@@ -45,11 +46,7 @@ def checkpoint_to_resume(trainer: DictConfig) -> Path | None:
         return None
     if trainer.resume_mode == "resume_path":
         return Path(trainer.resume_from_path).absolute()
-    folder = os.path.abspath(trainer.default_local_dir)
-    if not os.path.exists(get_checkpoint_tracker_filename(folder)):
-        return None
-    latest = find_latest_ckpt_path(folder)
-    return None if latest is None else Path(latest)
+    return settle(Path(trainer.default_local_dir).absolute())
 
 
 def require_same_contract(contract: SamplingContract, checkpoint: Path) -> None:

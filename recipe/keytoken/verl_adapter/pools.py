@@ -59,6 +59,11 @@ def join_broadcast(manager: CheckpointEngineManager, group: RayWorkerGroup) -> N
     manager.replicas = [*manager.replicas, AttributionReplica(group)]
 
 
+def own_broadcast(manager: CheckpointEngineManager, group: RayWorkerGroup) -> CheckpointEngineManager:
+    """Weight syncs of the attribution group alone, by the transport of those of the rollout."""
+    return CheckpointEngineManager(manager.config, manager.actor_wg, [AttributionReplica(group)])
+
+
 class AttributionReplica:
     """What the checkpoint manager takes for a rollout replica: workers, and pauses that are no-ops."""
 

@@ -4,12 +4,13 @@ from typing import Any
 
 import ray
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from ray.exceptions import RayTaskError
 
 from keytoken.errors import ClusterError, ConfigurationError, KeyTokenError
 from keytoken.resources import runs_here, validate_files
+from keytoken.schema import KeyTokenConfig
 from keytoken.verl_adapter.compat import (
     TaskRunnerV1,
     need_critic,
@@ -20,6 +21,7 @@ from keytoken.verl_adapter.compat import (
 from keytoken.verl_adapter.lost import LOSSES, lost_process
 from keytoken.verl_adapter.machine import CLUSTER_REMEDY, check_machine
 from keytoken.verl_adapter.stack import check_stack
+from keytoken.verl_adapter.stopping import SigtermWatch
 
 
 def _plain_class(actor_class: Any) -> type:
@@ -52,6 +54,22 @@ class KeyTokenTaskRunner(_TaskRunner):
         validate_files(config)
         require_seen_by_all(config)
         super().run(config)
+        self.trainer.raise_if_stopped()
+
+
+class _Watched:
+    """The task runner's class, as verl starts it: right after Ray, which is when SIGTERM can be taken."""
+
+    def __init__(self, watch: SigtermWatch) -> None:
+        self._watch = watch
+
+    def remote(self) -> Any:
+        self._watch.start()
+        return KeyTokenTaskRunner.remote()
+
+    def options(self, **options: Any) -> Any:
+        self._watch.start()
+        return KeyTokenTaskRunner.options(**options)
 
 
 def run(config: DictConfig) -> None:
@@ -60,14 +78,18 @@ def run(config: DictConfig) -> None:
     Raises:
         ConfigurationError: verl refuses the configuration, or the installed stack cannot run it.
         ClusterError: the machine or the cluster cannot hold the run, or one of its processes died.
+        StoppedError: SIGTERM ended it early.
         KeyTokenError: whatever a process of the run raised of these.
     """
     check_by_verl(config)
     if runs_here(config):
         check_stack(config)
     check_machine(config)
+    block: Any = OmegaConf.to_container(config.keytoken, resolve=True)
+    watch = SigtermWatch(KeyTokenConfig.from_mapping(block))
     try:
-        run_ppo(config, task_runner_class=KeyTokenTaskRunner)
+        with watch.watching():
+            run_ppo(config, task_runner_class=_Watched(watch))
     except (RayTaskError, *LOSSES) as problem:
         raise own_error(problem) or lost_process(problem) or problem from problem
     except ValueError as problem:

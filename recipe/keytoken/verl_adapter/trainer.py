@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -23,13 +22,14 @@ from transfer_queue import KVBatchMeta
 from keytoken import fields
 from keytoken.attribution.methods import measures_of, needs_passes
 from keytoken.attribution.types import Signals, TokenWeights
-from keytoken.errors import ClusterError, WeightSyncError
+from keytoken.errors import ClusterError, NonFiniteError, WeightSyncError
 from keytoken.resources import num_slots
 from keytoken.schema import KeyTokenConfig
 from keytoken.verl_adapter import advantage as advantages
 from keytoken.verl_adapter import batch as batches
-from keytoken.verl_adapter import contract_file, diagnostics, export, media, order, pools, trackers
+from keytoken.verl_adapter import diagnostics, export, media, order, pools, trackers
 from keytoken.verl_adapter.bounded import bounded
+from keytoken.verl_adapter.checkpointing import Checkpointing
 from keytoken.verl_adapter.compat import (
     PPOTrainerSeparateAsync,
     PPOTrainerSync,
@@ -41,6 +41,9 @@ from keytoken.verl_adapter.compat import (
 from keytoken.verl_adapter.drift import check_drift
 from keytoken.verl_adapter.loss import token_weighted_loss
 from keytoken.verl_adapter.parity import ParityGate, use_probed_engine
+from keytoken.verl_adapter.poison import SkippedUpdates, require_finite_batch
+from keytoken.verl_adapter.stand_in import StandIn
+from keytoken.verl_adapter.stopping import Stopping
 from keytoken.workers.actors import SeparateActorWorker, SyncActorWorker
 
 # verl polls for finished answers every two seconds, which is most of a step of a small model.
@@ -54,7 +57,7 @@ else:
     _Trainer = object  # a mixin: which of verl's trainers comes next is the subclass's choice
 
 
-class AttributionSteps(_Trainer):
+class AttributionSteps(Checkpointing, Stopping, StandIn, _Trainer):
     """Overrides that both modes share; mixed in before verl's trainer class."""
 
     keytoken: KeyTokenConfig
@@ -67,25 +70,21 @@ class AttributionSteps(_Trainer):
     def __init__(self, config: DictConfig) -> None:
         block: Any = OmegaConf.to_container(config.keytoken, resolve=True)
         self.keytoken = KeyTokenConfig.from_mapping(block)
+        self._skipped_updates = SkippedUpdates()
         super().__init__(config)
 
     @property
     def _own_pool(self) -> bool:
         return needs_passes(self.keytoken.method) and self.keytoken.attribution.placement == "pool"
 
-    def _init_tokenizer(self) -> None:
-        """The contract needs the processor's patch size and nothing that comes later: compare it first."""
-        super()._init_tokenizer()
-        self.contract = contract_file.contract_of(self.config, self.processor)
-        checkpoint = contract_file.checkpoint_to_resume(self.config.trainer)
-        if checkpoint is not None:
-            contract_file.require_same_contract(self.contract, checkpoint)
-        contract_file.write_contract(self.contract, Path(self.keytoken.run_dir))
-
     def _save_checkpoint(self) -> None:
-        """verl's last act marks the checkpoint as complete, so the contract goes in before."""
-        checkpoints = Path(self.config.trainer.default_local_dir)
-        contract_file.write_contract(self.contract, checkpoints / f"global_step_{self.global_steps}")
+        """verl's, if there is something worth to be saved."""
+        bad = next((name for name in self.actor_rollout_wg.non_finite_weight() if name is not None), None)
+        if bad is not None:
+            raise NonFiniteError(
+                f"Step {self.global_steps}: the weight {bad} holds NaN or infinity, and is not saved. The "
+                "same command goes on from the last checkpoint; lower actor_rollout_ref.actor.optim.lr."
+            )
         super()._save_checkpoint()
 
     def _build_replay_buffer(self) -> Any:
@@ -109,7 +108,7 @@ class AttributionSteps(_Trainer):
         self.attribution_wg = self.actor_rollout_wg
         if self._own_pool:
             self.attribution_wg = self._start_attribution_group()
-            pools.join_broadcast(self.standalone_checkpoint_manager, self.attribution_wg)
+            self._join_broadcast()
         self._hand_over_method()
 
     @contextmanager
@@ -170,7 +169,8 @@ class AttributionSteps(_Trainer):
         for a process; ``data/media_held_bytes`` of prompts that are not trained on yet.
         """
         batch = super().step(metrics, timing_raw)
-        metrics["data/media_got_bytes"] = float(sum(sum(group.release_media()) for group in self._groups()))
+        got = self._ask(lambda: [group.release_media() for group in self._groups()])
+        metrics["data/media_got_bytes"] = float(sum(map(sum, got)))
         metrics["data/media_held_bytes"] = float(media.clear_finished())
         return batch
 
@@ -184,18 +184,26 @@ class AttributionSteps(_Trainer):
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         """Launch the passes, let the actor compute its own log-probs beside them, then wait."""
-        passes = None
+        asked, launched = batch, []
         if _passes_of(self.keytoken, self.global_steps):
-            compares_answers = "disagreement" in measures_of(self.keytoken.method)
-            num_ranks = self.attribution_wg.world_size if compares_answers else None
-            request = batches.pass_request(batch, self.global_steps, num_ranks)
-            passes = self.attribution_wg.compute_attribution(request)
+            launched.append(self._launch_passes(asked))
         batch = super()._compute_old_log_prob(batch, metrics)
-        if passes is not None:
+        if launched:
             start = time.perf_counter()
-            self._result_of(passes.futures, "attribution passes")
+            # A second launch is that of the workers that stand in for those that were lost.
+            self._ask(lambda: self._passes_end(launched.pop() if launched else self._launch_passes(asked)))
             metrics["attribution/wait_s"] = time.perf_counter() - start
+            metrics.update(self._stand_in_metrics())
         return batch
+
+    def _launch_passes(self, batch: KVBatchMeta) -> Any:
+        compares_answers = "disagreement" in measures_of(self.keytoken.method)
+        num_ranks = self.attribution_wg.world_size if compares_answers else None
+        request = batches.pass_request(batch, self.global_steps, num_ranks)
+        return self.attribution_wg.compute_attribution(request)
+
+    def _passes_end(self, passes: Any) -> None:
+        self._result_of(passes.futures, "attribution passes")
 
     def _result_of(self, futures: Any, what: str) -> Any:
         limit = self.keytoken.attribution.pass_timeout_s
@@ -219,6 +227,7 @@ class AttributionSteps(_Trainer):
         view, reward = self.keytoken.method.view, _reward_field(algorithm)
         seed, step = self.keytoken.seed, self.global_steps
         signals, data = batches.read_signals(batch, outputs, view, reward, by_std, run_seed=seed, step=step)
+        require_finite_batch(batch, data, step)
         metrics["data/quarantined_rows"] = len(self.train_dataset.quarantined)
         metrics.update(batches.batch_metrics(batch, signals, data))
         metrics.update(check_drift(self, batch, data["old_log_probs"].to_padded_tensor(0.0), signals.mask))
@@ -236,7 +245,9 @@ class AttributionSteps(_Trainer):
     def _select(self, signals: Signals, data: TensorDict, metrics: dict[str, Any]) -> TokenWeights:
         """On the device of rank 0 of the group that runs the passes."""
         start = time.perf_counter()
-        result = self._result_of(self.attribution_wg.select_tokens(signals), "selection of tokens")
+        result = self._ask(
+            lambda: self._result_of(self.attribution_wg.select_tokens(signals), "selection of tokens")
+        )
         metrics["attribution/select_s"] = time.perf_counter() - start
         if result.advantages is not None:
             estimated = data["advantages"].to_padded_tensor(0.0)
@@ -247,6 +258,7 @@ class AttributionSteps(_Trainer):
     def _update_actor(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         """verl's; the metrics of the kernels go by their own name, as in every other step."""
         batch = super()._update_actor(batch, metrics)
+        self._skipped_updates.note(self.global_steps, metrics)
         for name in [name for name in metrics if name.startswith("actor/kernels/")]:
             metrics[name.removeprefix("actor/")] = metrics.pop(name)
         return batch
@@ -281,12 +293,14 @@ class AttributionSteps(_Trainer):
 
     def on_init_end(self) -> None:
         self._bounded_sync(super().on_init_end)
+        self._sync_attribution()
 
     def on_step_end(self) -> None:
         """verl's weight sync; behind it, in some steps, the parity gate."""
         self._bounded_sync(super().on_step_end)
+        self._sync_attribution()
         if self._parity is not None and self.keytoken.parity.due(self.global_steps):
-            self._parity_metrics = self._parity.check(self.global_steps)
+            self._parity_metrics = self._ask(partial(self._parity.check, self.global_steps))
 
     def on_validate_begin(self) -> None:
         """verl's; a validation before training comes first of all."""

@@ -200,6 +200,15 @@ class _KeyTokenWorker(_SelectingWorker, _ActorWorker):
             if worker is not None:
                 set_head(worker.engine, HeadSettings.of(keytoken))
 
+    @register_worker_method(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def non_finite_weight(self) -> str | None:
+        """The first weight of the actor that holds NaN or infinity in this rank's part; None for none."""
+        for name, weight in self.actor.engine.module.named_parameters():
+            own = weight.to_local() if isinstance(weight, DTensor) else weight
+            if not bool(own.isfinite().all()):
+                return name
+        return None
+
     @register_worker_method(
         dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"), blocking=False
     )

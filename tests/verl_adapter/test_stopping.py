@@ -1,0 +1,143 @@
+"""SIGTERM in the driver, and what the trainer does of it between the steps of verl's loop."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from keytoken.errors import StoppedError
+from keytoken.golden import load_preset
+from keytoken.schema import AttributionConfig, KeyTokenConfig
+from keytoken.stop_request import request_stop, stop_requested
+from keytoken.verl_adapter.stopping import SigtermWatch, Stopping
+
+
+def block(run_dir: Path, **more: Any) -> KeyTokenConfig:
+    return KeyTokenConfig(method=load_preset("video_ktr"), run_dir=str(run_dir), **more)
+
+
+class VerlsTrainer:
+    """verl's loop, with the order of its hooks (trainer_base.py, fit)."""
+
+    def __init__(
+        self, keytoken: KeyTokenConfig, save_freq: int, begin: int, at: Callable[[str], None]
+    ) -> None:
+        self.keytoken, self.save_freq, self.global_steps, self.at = keytoken, save_freq, begin, at
+        self.total_training_steps = 6
+        self.did: list[str] = []
+        self.config = OmegaConf.create({"trainer": {"default_local_dir": "/checkpoints"}})
+
+    def note(self, what: str) -> None:
+        self.did.append(f"{what} {self.global_steps}")
+        self.at(self.did[-1])
+
+    def fit(self) -> None:
+        self.global_steps += 1
+        self.on_train_begin()
+        while self.global_steps <= self.total_training_steps:
+            is_last_step = self.global_steps >= self.total_training_steps
+            self.note("step")
+            if is_last_step or self.global_steps % self.save_freq == 0:
+                self._save_checkpoint()
+            self.on_step_end()
+            self.global_steps += 1
+            if is_last_step:
+                return
+
+    def on_train_begin(self) -> None:
+        self.note("begin")
+
+    def on_step_end(self) -> None:
+        self.note("sync")
+
+    def _save_checkpoint(self) -> None:
+        self.note("save")
+
+
+class Trainer(Stopping, VerlsTrainer):  # type: ignore[misc]
+    pass
+
+
+@pytest.mark.parametrize(
+    ("asked_at", "save_freq", "did", "stopped"),
+    [
+        ("step 2", 4, ["begin 1", "step 1", "sync 1", "step 2", "save 2", "sync 2"], 2),
+        ("sync 1", 4, ["begin 1", "step 1", "sync 1", "step 2", "save 2", "sync 2"], 2),
+        ("step 2", 2, ["begin 1", "step 1", "sync 1", "step 2", "save 2", "sync 2"], 2),
+        ("never", 3, [], None),
+        ("step 6", 6, [], None),  # there is nothing left to stop
+    ],
+)
+def test_the_step_is_finished_saved_once_and_sent_out(
+    tmp_path: Path, asked_at: str, save_freq: int, did: list[str], stopped: int | None
+) -> None:
+    trainer = Trainer(
+        block(tmp_path), save_freq, 0, lambda what: request_stop(tmp_path) if what == asked_at else None
+    )
+    trainer.fit()
+    assert trainer.stopped_after == stopped
+    if stopped is None:
+        assert trainer.did[-3:] == ["step 6", "save 6", "sync 6"]
+        trainer.raise_if_stopped()
+    else:
+        assert trainer.did == did
+        with pytest.raises(
+            StoppedError, match=f"after step {stopped}, saved in /checkpoints/global_step_{stopped}"
+        ):
+            trainer.raise_if_stopped()
+
+
+def test_a_run_that_is_stopped_before_its_first_step_makes_none(tmp_path: Path) -> None:
+    request_stop(tmp_path)
+    trainer = Trainer(block(tmp_path), 2, 4, lambda what: None)
+    trainer.fit()
+    assert trainer.did == [] and trainer.stopped_after == 4
+    with pytest.raises(StoppedError, match="after step 4, nothing new to save"):
+        trainer.raise_if_stopped()
+
+
+def test_it_stops_where_a_resumed_run_begins_with_passes(tmp_path: Path) -> None:
+    """With the scores of every third step reused, steps 1, 4 and 7 have passes: so it ends after 3 or 6."""
+    keytoken = block(tmp_path, attribution=AttributionConfig(every_steps=3))
+    trainer = Trainer(keytoken, 100, 0, lambda what: request_stop(tmp_path) if what == "step 2" else None)
+    trainer.fit()
+    assert trainer.stopped_after == 3 and trainer.did[-2:] == ["save 3", "sync 3"]
+
+
+@pytest.fixture
+def handler() -> Any:
+    before = signal.getsignal(signal.SIGTERM)
+    yield before
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_the_first_signal_asks_and_the_second_ends(tmp_path: Path, handler: Any, capfd: Any) -> None:
+    request_stop(tmp_path)
+    watch = SigtermWatch(block(tmp_path))
+    assert not stop_requested(tmp_path)  # that of an earlier run
+    with pytest.raises(StoppedError, match="in the middle of a step"), watch.watching():
+        watch.start()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop_requested(tmp_path)
+        assert capfd.readouterr().err.count("SIGTERM: the running step is finished and saved") == 1
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_the_first_signal_ends_a_run_that_shall_not_save(tmp_path: Path, handler: Any) -> None:
+    watch = SigtermWatch(block(tmp_path, on_sigterm="end"))
+    with pytest.raises(StoppedError), watch.watching():
+        watch.start()
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert StoppedError.exit_code == 128 + signal.SIGTERM
+
+
+def test_an_exit_of_another_kind_stays_what_it_is(tmp_path: Path, handler: Any) -> None:
+    with pytest.raises(SystemExit), SigtermWatch(block(tmp_path)).watching():
+        raise SystemExit(5)
