@@ -30,6 +30,12 @@ WORDS = (
     "data.val_files=/data/val.parquet",
     "trainer.save_freq=20",
 )
+FIVES_AND_THREES = (
+    "trainer.nnodes=2",
+    "trainer.n_gpus_per_node=5",
+    "actor_rollout_ref.rollout.nnodes=2",
+    "actor_rollout_ref.rollout.n_gpus_per_node=3",
+)
 TWO_NODES = ("trainer.nnodes=2", "trainer.n_gpus_per_node=8")
 
 
@@ -51,6 +57,7 @@ def printed(capsys: pytest.CaptureFixture[str], kind: str, *options: str) -> str
         (("pools=two_nodes",), 8, Shape(2, 8, True)),
         (("pools=eight_nodes",), 8, Shape(8, 8, True)),  # its 16 attribution workers on two of them
         (("method=grpo",), 8, Shape(1, 7, True)),  # nothing to attribute
+        (("method=grpo", *FIVES_AND_THREES), 8, Shape(2, 8, True)),
         (("platform=cpu", "pools=laptop"), 8, Shape(1, 3, False)),
     ],
 )
