@@ -73,6 +73,14 @@ class Assumptions:
     host_gb_s: float = _why(25.0, "between a GPU and its host's memory: the reference lies there; chosen")
     engine_reserve_gib: float = _why(4.0, "of each engine GPU for CUDA graphs and buffers; chosen")
     reserve_gib: float = _why(3.0, "of each GPU for CUDA, NCCL and fragments; chosen")
+    decode_s: float = _why(
+        0.3, "of one core for a clip; 16 frames of the test clips took 0.01 to 0.46 (docs/speed.md)"
+    )
+    storage_gb_s: float = _why(5.0, "of the disk that all nodes share, for a checkpoint; chosen")
+    restart_s: float = _why(300.0, "from a failure to the first step after it; chosen")
+    gpu_hours_to_failure: float = _why(
+        50_000.0, "a published run of 16,384 GPUs had 419 unexpected stops in 54 days (Llama 3)"
+    )
     step_overhead_s: float = _why(3.0, "polling of the replay buffer (2 s), rewards, selection; chosen")
     sync_overhead_s: float = _why(1.0, "of a weight sync: caches cleared, buckets announced; chosen")
 

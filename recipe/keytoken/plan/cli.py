@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
@@ -22,15 +23,25 @@ def add_plan(commands: Any, say: Callable[[str], None]) -> None:
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--json", action="store_true", help="all figures, in bytes, operations and seconds")
+    parser.add_argument("--row", action="store_true", help="one row of a Markdown table, to compare runs by")
+    parser.add_argument(
+        "--picture", metavar="FILE", help="draw memory and step as well, into a PNG or SVG file"
+    )
     parser.set_defaults(run=lambda arguments: _plan(arguments, say))
 
 
 def _plan(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
     import json
 
-    from keytoken.plan.report import report
+    from keytoken.plan.picture import draw
+    from keytoken.plan.report import report, row
     from keytoken.plan.run import as_json, plan_of
 
     plan = plan_of(arguments.overrides)
-    say(json.dumps(as_json(plan), indent=2) if arguments.json else report(plan))
+    if arguments.picture:
+        draw(plan, Path(arguments.picture))
+    if arguments.json:
+        say(json.dumps(as_json(plan), indent=2))
+    else:
+        say(row(plan) if arguments.row else report(plan))
     return 0

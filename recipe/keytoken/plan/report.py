@@ -13,7 +13,7 @@ _GIB, _GB, _TERA = 2.0**30, 1e9, 1e12
 
 def report(plan: Plan, with_assumptions: bool = True) -> str:
     """The page that ``keytoken plan`` prints."""
-    sections = [_head(plan), _memory(plan), _time(plan), _network(plan), _notes(plan)]
+    sections = [_head(plan), _memory(plan), _time(plan), _network(plan), _limits(plan), _notes(plan)]
     if with_assumptions:
         sections.append(_assumptions(plan))
     return "\n\n".join("\n".join(lines) for lines in sections if lines)
@@ -90,6 +90,43 @@ def _network(plan: Plan) -> list[str]:
     return lines
 
 
+def _limits(plan: Plan) -> list[str]:
+    limits = plan.limits
+    workers, needed = limits.decode_workers
+    return [
+        f"A failure every {limits.failure_hours:.0f} h. A checkpoint takes {limits.checkpoint_s:.0f} s, best "
+        f"every {limits.checkpoint_steps} steps: {limits.lost_share:.1%} of the time goes into both.",
+        f"{workers} workers read the clips of a step in {limits.decode_s:.0f} s; {needed} or more keep up.",
+        f"Pixels leave the data plane at {limits.media_gb_s:.2f} GB/s; {limits.requests:,} answers of a step "
+        "are assigned to engines by one process.",
+    ]
+
+
+def row(plan: Plan) -> str:
+    """The plan in one row of the table :data:`COLUMNS`."""
+    pools, memory, busy = plan.pools, plan.memory, plan.step.busy
+    sizes = "1, in turns" if pools.together else f"{pools.actor} + {pools.rollout} + {pools.attribution}"
+    gib = " / ".join(f"{pool.needed / _GIB:.0f}" for pool in memory.values())
+    seconds = " / ".join(f"{value:.1f}" for value in busy.values())
+    cells = (
+        plan.name,
+        sizes,
+        gib,
+        plan.cache.sequences,
+        seconds,
+        f"{plan.step.seconds:.1f}",
+        plan.step.limit,
+    )
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+COLUMNS = (
+    "| run | GPUs: actor + rollout + attribution | GiB on each: rollout / actor / attribution "
+    "| answers in an engine | s busy: rollout / actor / attribution | s a step | most busy |\n"
+    "|---|---|---|--:|---|--:|---|"
+)
+
+
 def _notes(plan: Plan) -> list[str]:
     lines = [f"warning: {text}" for text in plan.warnings]
     if not plan.pools.ahead and not plan.pools.together:
@@ -124,7 +161,7 @@ def _part(part: Part) -> str:
 
 
 def _row(name: str, *columns: str) -> str:
-    return f"{name:<24}" + "".join(f"{column:>13}" for column in columns)
+    return (f"{name:<24}" + "".join(f"{column:>13}" for column in columns)).rstrip()
 
 
 def _gib(value: float | None) -> str:

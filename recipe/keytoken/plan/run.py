@@ -9,6 +9,7 @@ from typing import Any
 from keytoken.compose import compose_config
 from keytoken.plan.architecture import Architecture, architecture_of
 from keytoken.plan.assumptions import Assumptions, split_words
+from keytoken.plan.limits import Limits, limits_of
 from keytoken.plan.memory import (
     Cache,
     PoolMemory,
@@ -46,13 +47,14 @@ class Plan:
     host: dict[str, float]
     traffic: Traffic
     step: Step
+    limits: Limits
     given: Assumptions
     changed: tuple[str, ...]
 
     @property
     def warnings(self) -> list[str]:
         """What does not fit, with what to do about it."""
-        return [*_room(self), *_turns(self)]
+        return [*_room(self), *_turns(self), *_readers(self)]
 
 
 def plan_of(words: Sequence[str]) -> Plan:
@@ -81,6 +83,8 @@ def plan_of(words: Sequence[str]) -> Plan:
     memory = {ROLLOUT: rollout, ACTOR: actor_memory(config, model, work, pools, given)}
     if pools.attribution:
         memory[ATTRIBUTION] = attribution_memory(config, model, work, pools, given)
+    traffic = traffic_of(config, model, work, pools)
+    step = step_of(config, model, work, pools, flops, cache, given)
     return Plan(
         name=config.trainer.experiment_name,
         model=model,
@@ -91,8 +95,9 @@ def plan_of(words: Sequence[str]) -> Plan:
         memory=memory,
         cache=cache,
         host=host_memory(config, model, work, pools),
-        traffic=traffic_of(config, model, work, pools),
-        step=step_of(config, model, work, pools, flops, cache, given),
+        traffic=traffic,
+        step=step,
+        limits=limits_of(config, work, pools, traffic, step, given),
         given=given,
         changed=tuple(changed),
     )
@@ -122,6 +127,16 @@ def _room(plan: Plan) -> list[str]:
             f"{plan.cache.wanted}; the others wait for their turn: {plan.memory[ROLLOUT].remedy}."
         )
     return found
+
+
+def _readers(plan: Plan) -> list[str]:
+    workers, needed = plan.limits.decode_workers
+    if needed <= workers:
+        return []
+    return [
+        f"clips: {workers} workers read those of a step in {plan.limits.decode_s:.0f} s, longer than it "
+        f"takes: actor_rollout_ref.rollout.agent.num_workers={needed}, or a filled data.frame_cache."
+    ]
 
 
 def _turns(plan: Plan) -> list[str]:

@@ -74,8 +74,10 @@ def step_of(
     """Time one step."""
     rounds = gathers_of(config, work, pools)
     offloaded = bool(config.actor_rollout_ref.actor.fsdp_config.offload_policy)
-    actor = _Group(pools.actor, given, model.parameters, offloaded)
-    scorers = _Group(pools.attribution, given, model.parameters, False) if pools.attribution else actor
+    actor = _Group(pools.actor, pools.shards, given, model.parameters, offloaded)
+    scorers = actor
+    if pools.attribution:
+        scorers = _Group(pools.attribution, pools.attribution, given, model.parameters, False)
     of_views = ATTRIBUTION if pools.attribution else ACTOR
     forward = given.forward_efficiency
     parts = [
@@ -97,9 +99,13 @@ def step_of(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Group:
-    """Ranks that share a model by FSDP."""
+    """Ranks that share a model by FSDP, in groups of ``shards`` that have all of it.
+
+    The sum of gradients over such groups is not timed.
+    """
 
     ranks: int
+    shards: int
     given: Assumptions
     parameters: int
     on_host: bool
@@ -110,9 +116,9 @@ class _Group:
     def gather(self, value_bytes: float) -> float:
         """Seconds to bring all layers to every rank, from the other ranks or from its host's memory."""
         whole = value_bytes * self.parameters
-        seconds = whole * (self.ranks - 1) / self.ranks / (_rate(self.ranks, self.given) * BYTES)
+        seconds = whole * (self.shards - 1) / self.shards / (_rate(self.shards, self.given) * BYTES)
         if self.on_host:
-            seconds += 4.0 * self.parameters / self.ranks / (self.given.host_gb_s * BYTES)
+            seconds += 4.0 * self.parameters / self.shards / (self.given.host_gb_s * BYTES)
         return seconds
 
 
@@ -135,7 +141,7 @@ def _update(flops: Flops, group: _Group, rounds: int, updates: int, given: Assum
     gather = rounds * (2.0 * group.gather(2.0) + dataclasses.replace(group, on_host=False).gather(4.0))
     # Adam reads and writes weights and moments, and reads gradients: 28 bytes a parameter.
     rate = given.host_gb_s * BYTES if group.on_host else given.accelerator.memory_tb_s * GPU
-    adam = updates * 28.0 * group.parameters / group.ranks / rate
+    adam = updates * 28.0 * group.parameters / group.shards / rate
     bound = "arithmetic" if compute >= gather else "gathering"
     return Part("update", ACTOR, flops.total, max(compute, gather) + adam, bound)
 
@@ -168,7 +174,7 @@ def _decode(
 
 def _sync(model: Architecture, pools: Pools, given: Assumptions) -> Part:
     """Layers gathered in float32 by the actor, then broadcast in bf16, one adapter or link at the root."""
-    gather = _Group(pools.actor, given, model.parameters, False).gather(4.0)
+    gather = _Group(pools.actor, pools.shards, given, model.parameters, False).gather(4.0)
     rate = given.accelerator.link_gb_s if pools.total <= given.gpus_per_node else given.network_gb_s
     broadcast = 0.0 if pools.together else 2.0 * model.parameters / (rate * BYTES * given.network_efficiency)
     return Part("weight sync", ALL, 0.0, gather + broadcast + given.sync_overhead_s, "network")
