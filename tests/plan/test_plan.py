@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from keytoken.errors import ConfigurationError
 from keytoken.plan.assumptions import DEVICES, Assumptions
 from keytoken.plan.flops import vision_flops
 from keytoken.plan.passes import step_flops
+from keytoken.plan.picture import draw, spans
 from keytoken.plan.report import report
 from keytoken.plan.run import Plan, plan_of
 from keytoken.plan.traffic import clip_bytes
@@ -195,3 +197,36 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(capsys.readouterr().out)
     assert found["parameters"] == 3_754_622_976 and found["step"]["seconds"] > 0
     assert found["memory"]["actor"]["parts"]["optimizer"] == 8 * 3_754_622_976 / 8
+
+
+def test_failures_and_checkpoints_by_hand(seven_billion: Plan) -> None:
+    """8 GPUs of 50,000 hours each, 99.5 GB to a disk of 5 GB/s, and Young's rule."""
+    limits, step = seven_billion.limits, seven_billion.step.seconds
+    assert limits.failure_hours == 6250
+    assert limits.checkpoint_s == pytest.approx(12 * 8_292_166_656 / 5e9)
+    best = (2 * limits.checkpoint_s * 6250 * 3600) ** 0.5
+    assert limits.checkpoint_steps == round(best / step)
+    lost = limits.checkpoint_s / best + best / 2 / (6250 * 3600) + 300 / (6250 * 3600)
+    assert limits.lost_share == pytest.approx(lost, rel=0.01)
+
+
+def test_readers_that_cannot_keep_up() -> None:
+    """2,048 clips of 0.3 s for two readers, in a step shorter than that."""
+    words = ["experiment=video_ktr_7b", "pools=eight_nodes", "data.train_batch_size=2048", "plan.device=b200"]
+    plan = plan_of([*words, "actor_rollout_ref.rollout.agent.num_workers=2"])
+    assert plan.limits.decode_s == pytest.approx(2048 * 0.3 / 2) and plan.limits.decode_s > plan.step.seconds
+    assert any(text.startswith("clips: 2 workers") for text in plan.warnings)
+    enough = plan_of([*words, f"actor_rollout_ref.rollout.agent.num_workers={plan.limits.decode_workers[1]}"])
+    assert not enough.warnings
+
+
+def test_the_picture_shows_the_step(seven_billion: Plan, tmp_path: Path) -> None:
+    """Nothing begins before what it waits for, and the last part ends with the step."""
+    found = {part.name: (start, start + part.seconds) for part, start in spans(seven_billion)}
+    assert found["view: real"][0] == found["old log-probs"][0] == found["decode"][1]
+    assert found["reference"][0] == found["view: shuffled"][1]
+    assert found["overhead"][1] == pytest.approx(seven_billion.step.seconds)
+    draw(seven_billion, tmp_path / "plan.png")
+    assert (tmp_path / "plan.png").stat().st_size > 10_000
+    with pytest.raises(ConfigurationError, match=r"\.png or \.svg"):
+        draw(seven_billion, tmp_path / "plan.txt.nothing")
