@@ -74,12 +74,18 @@ def test_the_script_for_slurm(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "its-value")
-    options = ("--env=WANDB_API_KEY", "--env=NOTE=a 'b' $c", "--max-restarts=3", "--image=registry/kt:gpu")
+    options = (
+        "--env=WANDB_API_KEY",
+        "--env=NOTE=a 'b' $c",
+        "--max-restarts=3",
+        "--image=registry/kt:gpu",
+        "--stop-grace=120",
+    )
     text = printed(capsys, "slurm", *options, *TWO_NODES)
     assert re.findall(r"@[A-Z]+@", text) == [] and "its-value" not in text
     directives = dict(re.findall(r"^#SBATCH --([\w-]+)=(.*)$", text, re.MULTILINE))
     assert directives["nodes"] == "3" and directives["gpus-per-node"] == "8"
-    assert directives["signal"].startswith("B:TERM@")
+    assert directives["signal"] == "B:TERM@180" and "--stop-grace 120" in text
     assert "--container-image='registry/kt:gpu' --container-mounts='/data:/data,/shared:/shared'" in text
     script = tmp_path / "job.sh"
     script.write_text(text)
@@ -148,7 +154,7 @@ def test_the_scripts_exit_code_is_that_of_the_job(node: dict[str, str], tmp_path
     assert said.count("ray start --block --address=10.0.0.1:6379 --num-gpus=8") == 2
     (submitted,) = [line for line in said if line.startswith("keytoken")]
     assert submitted.startswith(
-        "keytoken submit --address http://127.0.0.1:8265 --max-restarts 2 --id first-7 "
+        "keytoken submit --address http://127.0.0.1:8265 --max-restarts 2 --stop-grace 900 --id first-7 "
     )
     assert re.fullmatch(r"[0-9a-f]{64}", Path(f"{node['SAID']}.token").read_text())
     assert list((tmp_path / "runs").iterdir()) == []  # the token is gone
@@ -295,6 +301,7 @@ def test_the_values_of_a_rayjob(capsys: pytest.CaptureFixture[str]) -> None:
     (container,) = pod["containers"]
     assert container["resources"]["limits"] == {"nvidia.com/gpu": 8}
     assert {"name": "NOTE", "value": "a"} in container["env"]
+    assert {"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": "900"} in container["env"]
     secret = {"secretKeyRef": {"name": "keytoken", "key": "HF_TOKEN"}}
     assert {"name": "HF_TOKEN", "valueFrom": secret} in container["env"]
     mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}

@@ -146,7 +146,7 @@ def _filled(request: "Request", config: DictConfig, arguments: argparse.Namespac
         shared_folders(config),
         arguments.image,
         arguments.max_restarts,
-        (*source, *restarts, *delay),
+        (*source, *restarts, *delay, "--stop-grace", str(arguments.stop_grace)),
     )
     return TEMPLATES[arguments.template](values)
 

@@ -18,8 +18,7 @@ from keytoken.submit.shape import Shape
 RAY_VERSION = "2.60.0"  # of the lock; KubeRay has a token from 2.52 on
 SECRET = "keytoken"  # the Kubernetes Secret with the variables that are not printed
 _SHM_GIB_OF_A_SLOT = 8
-# From the notice of the scheduler to the end: a step, a validation and a checkpoint of a large model.
-_NOTICE_S = 960
+_NOTICE_S = 60  # of a scheduler, on top of what the job has to save its step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +44,8 @@ class Values:
     @property
     def printed(self) -> Mapping[str, str]:
         """Variables with their values; those that are hidden have only names."""
-        return {
-            name: text for name, text in self.request.variables.items() if name not in self.request.hidden
-        }
+        variables: dict[str, str] = self.request.runtime_env()["env_vars"]
+        return {name: text for name, text in variables.items() if name not in self.request.hidden}
 
 
 def shared_folders(config: DictConfig) -> tuple[str, ...]:
@@ -120,7 +118,7 @@ def slurm(values: Values) -> str:
         "NODES": shape.nodes,
         "SLOTS": shape.slots,
         "GPUS": f"#SBATCH --gpus-per-node={shape.slots}\n" if shape.gpus else "",
-        "NOTICE": _NOTICE_S,
+        "NOTICE": request.stop_grace_s + _NOTICE_S,
         "VARIABLES": "\n".join([*exports, *wanted]) or "# (no variables go along)",
         "TOKEN": shlex.quote(f"{request.run_dir}.ray-token"),
         "CONTAINER": container if values.image else "",
