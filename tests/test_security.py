@@ -94,16 +94,18 @@ def test_secrets_are_known_by_name(names: str, secret: bool) -> None:
 
 
 def test_secrets_are_known_by_form() -> None:
-    assert is_secret("note", "hf_abcdefghijklmnopqrst") and is_secret("url", "https://me:pass@host/v1")
-    assert not is_secret("path", "/data/sk-learn/hf_home") and not is_secret(
-        "url", "http://127.0.0.1:8000/v1"
-    )
+    forms = {"hf_": 34, "sk-": 48, "sk-proj-": 40, "ghp_": 36, "github_pat_": 82, "AKIA": 16, "AIza": 35}
+    assert all(is_secret("note", f"its {form}{length * 'A'}.") for form, length in forms.items())
+    assert is_secret("url", "https://me:pass@host/v1")
+    for path in ("/data/sk-learn-models/hf_home", "/shared/hf_checkpoints_of_2026", "/task-0123456789/ghp_x"):
+        assert not is_secret("path", path)
+    assert not is_secret("url", "http://127.0.0.1:8000/v1")
     assert not is_secret("api_key", "") and not is_secret("api_key", None)
 
 
 def test_what_is_printed_of_a_word() -> None:
     assert shown("+a.api_key=abc") == "+a.api_key=***"
-    assert shown("x=[sk-abcdefghijklmnop]") == "x=[***]"
+    assert shown(f"x=[sk-{32 * 'a'}]") == "x=[***]"
     assert shown("url=https://me:pass@host/v1") == "url=https://***@host/v1"
     assert shown("trainer.save_freq=10") == "trainer.save_freq=10"
 
@@ -125,7 +127,7 @@ def test_no_message_about_a_configuration_quotes_a_secret(words: list[str]) -> N
 
 
 def test_a_submission_hides_what_looks_like_a_secret() -> None:
-    variables, hidden = variables_of(["NCCL_DEBUG=INFO", "HF_TOKEN=mine", "NOTE=hf_abcdefghijklmnop"])
+    variables, hidden = variables_of(["NCCL_DEBUG=INFO", "HF_TOKEN=mine", "NOTE=hf_" + 34 * "a"])
     assert {"HF_TOKEN", "NOTE"} <= hidden and "NCCL_DEBUG" not in hidden
     assert variables["HF_TOKEN"] == "mine"
 

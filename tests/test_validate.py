@@ -54,8 +54,8 @@ BROKEN: dict[str, list[tuple[dict[str, Any], list[str]]]] = {
             {"ray_kwargs.ray_init.runtime_env.env_vars.JUDGE_KEY": "mine"},
             ["env_vars.JUDGE_KEY holds", "export"],
         ),
-        ({"trainer.project_name": "hf_abcdefghijklmnop"}, ["trainer.project_name holds", "not shown here"]),
-        ({"trainer.logger": ["console", "sk-abcdefghijklmnop"]}, ["trainer.logger.1 holds", "--env NAME"]),
+        ({"trainer.project_name": "hf_" + 34 * "a"}, ["trainer.project_name holds", "not shown here"]),
+        ({"trainer.logger": ["console", "sk-" + 48 * "a"]}, ["trainer.logger.1 holds", "--env NAME"]),
     ],
     "_method": [
         ({"keytoken.method.name": "video_krt"}, ["keytoken.method.name=video_krt", "mean 'video_ktr'?"]),

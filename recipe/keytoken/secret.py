@@ -15,9 +15,11 @@ _NAME = re.compile(
 )
 # Of an environment variable less is enough: HF_TOKEN, WANDB_API_KEY, JUDGE_KEY.
 _VARIABLE = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|AUTH)$")
-# The forms that hubs, trackers and clouds give to theirs, and a password within an address.
+# The forms that hubs, trackers and clouds give to theirs, long enough that no path (``/data/hf_checkpoints``)
+# is taken for one; and a password within an address.
 _VALUE = re.compile(
-    r"\b(hf_|sk-|gh[opsu]_|github_pat_|glpat-|xox[abp]-|AKIA|AIza)[A-Za-z0-9_-]{12,}|(?<=://)[^/@\s:]*:[^/@\s]+(?=@)"
+    r"\b(hf_[A-Za-z0-9]{30}|sk-[A-Za-z0-9_-]{32}|gh[opsu]_[A-Za-z0-9]{30}|github_pat_\w{30}|glpat-[\w-]{20}|"
+    r"xox[abp]-[A-Za-z0-9-]{24}|AKIA[0-9A-Z]{16}|AIza[\w-]{35})[\w-]*|(?<=://)[^/@\s]*:[^/@\s]+(?=@)"
 )
 HIDDEN = "***"
 
