@@ -78,7 +78,7 @@ def test_the_actor_stands_in_for_a_lost_group(survivor: dict[str, Any], straight
     assert [step["attribution/on_actor"] for step in steps] == [0.0, 1.0, 0.0, 1.0]
     for ours, undisturbed in zip(steps, straight.metrics(), strict=True):
         assert ours["attribution/base_gap_max"] <= 1e-5
-        for name in ("actor/grad_norm", "actor/pg_loss", "attribution/selected_share", "critic/rewards/mean"):
+        for name in ("actor/grad_norm", "actor/policy_loss", "attribution/selected_share", "critic/rewards/mean"):
             assert ours[name] == undisturbed[name], name
 
 
