@@ -6,11 +6,13 @@ import json
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -28,6 +30,11 @@ def weights(run: Any, step: int) -> dict[str, torch.Tensor]:
 
 def steps_in(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "checkpoints").glob("global_step_*"))
+
+
+def processes_of(job: Any) -> list[str]:
+    """What is still there of the Ray that a run started."""
+    return [process.name() for process in psutil.process_iter(["environ"]) if job._is_ours(process)]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +58,15 @@ def survivor(launcher: Any) -> Iterator[dict[str, Any]]:
         job.wait_for(lambda: (folder / "metrics.jsonl").exists() and len(job.run.metrics()) == 1)
         job.process.send_signal(signal.SIGTERM)
         code = job.process.wait(600)
-        first = {"code": code, "log": job.log.read_text(errors="replace"), "saved": steps_in(folder)}
+        limit = time.monotonic() + 30
+        while (left := processes_of(job)) and time.monotonic() < limit:
+            time.sleep(0.5)
+        first = {
+            "left": left,
+            "code": code,
+            "log": job.log.read_text(errors="replace"),
+            "saved": steps_in(folder),
+        }
     finally:
         job.kill()
     half = folder / "checkpoints" / "unfinished" / "global_step_3"
@@ -66,7 +81,7 @@ def survivor(launcher: Any) -> Iterator[dict[str, Any]]:
 def test_sigterm_finishes_and_saves_the_step(survivor: dict[str, Any]) -> None:
     first = survivor["first"]
     assert first["code"] == 143, first["log"][-3000:]
-    assert first["saved"] == ["global_step_2"]
+    assert first["saved"] == ["global_step_2"] and first["left"] == []
     for words in ("SIGTERM: the running step is finished", "the run ended after step 2", "Traceback"):
         assert (words in first["log"]) == (words != "Traceback")
     assert [step["training/global_step"] for step in first["metrics"]] == [1, 2]
@@ -78,7 +93,12 @@ def test_the_actor_stands_in_for_a_lost_group(survivor: dict[str, Any], straight
     assert [step["attribution/on_actor"] for step in steps] == [0.0, 1.0, 0.0, 1.0]
     for ours, undisturbed in zip(steps, straight.metrics(), strict=True):
         assert ours["attribution/base_gap_max"] <= 1e-5
-        for name in ("actor/grad_norm", "actor/policy_loss", "attribution/selected_share", "critic/rewards/mean"):
+        for name in (
+            "actor/grad_norm",
+            "actor/policy_loss",
+            "attribution/selected_share",
+            "critic/rewards/mean",
+        ):
             assert ours[name] == undisturbed[name], name
 
 
