@@ -143,7 +143,10 @@ def test_the_parity_gate_is_said_with_its_steps() -> None:
 
 
 def test_passes_that_run_in_some_steps_only() -> None:
+    stands_in = flat(page_of("method=video_ktr", "keytoken.attribution.on_failure=actor"))
+    assert "the passes go on in the actor's workers" in stands_in
     text = flat(page_of("method=video_ktr", "keytoken.attribution.every_steps=4"))
+    assert "attribution group lost" not in text
     assert "attribution passes run * in one step of 4" in text
     assert "passes run" not in page_of("method=video_ktr")
 

@@ -118,6 +118,9 @@ def passes(run: Run) -> list[Row]:
     if every > 1:
         text = f"in one step of {every}; in between a token has the mean difference of its id in the last one"
         rows.append(Row("attribution passes run", text, ("keytoken.attribution.every_steps",)))
+    if needs_passes(method) and run.keytoken.attribution.on_failure == "actor":
+        text = "the passes go on in the actor's workers; the group has a weight broadcast of its own"
+        rows.append(Row("attribution group lost", text, ("keytoken.attribution.on_failure",)))
     if method.loss.kl_coef > 0.0:
         text = "log-prob of every answer token: one forward pass of the reference model"
         rows.append(Row("reference, real input", text, (f"{METHOD}.loss.kl_coef",)))
