@@ -11,7 +11,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from keytoken.data.contract import CONTRACT_FILE, SamplingContract
-from keytoken.errors import ConfigurationError, DataError
+from keytoken.errors import ConfigurationError, DataError, NonFiniteError
 from keytoken.verl_adapter.trainer import AttributionSteps
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -38,6 +38,8 @@ class VerlsTrainer:
 class Trainer(AttributionSteps, VerlsTrainer):  # type: ignore[misc]
     def __init__(self, folder: Path, sampling: dict[str, Any], **trainer: Any) -> None:
         self.keytoken = SimpleNamespace(run_dir=str(folder), save_timeout_s=60.0)  # type: ignore[assignment]
+        self.bad_weights: list[str | None] = [None, None]  # one for each rank of the actor
+        self.actor_rollout_wg = SimpleNamespace(non_finite_weight=lambda: self.bad_weights)
         checkpoints = {"default_local_dir": str(folder / "checkpoints"), "resume_mode": "auto", **trainer}
         self.config = OmegaConf.create({"trainer": checkpoints, "data": {"sampling_contract": sampling}})
 
@@ -99,3 +101,24 @@ def test_a_changed_file_is_refused(trained: Path) -> None:
     file.write_text(file.read_text().replace('"max_frames": 16', '"max_frames": 8'))
     with pytest.raises(DataError, match=r"sampling_contract\.json.*digest"):
         Trainer(trained, SAMPLING)._init_tokenizer()
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    run = Trainer(tmp_path / "run", SAMPLING)
+    run._init_tokenizer()
+    run.bad_weights = [None, "lm_head.weight"]
+    with pytest.raises(NonFiniteError, match=r"Step 2: the weight lm_head\.weight holds NaN"):
+        run._save_checkpoint()
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_what_is_told_of_a_checkpoint_is_its_place(tmp_path: Path) -> None:
+    """verl's hook (trainer.checkpoint_callback_class) may upload the folder, so it is the final one."""
+    run, told = Trainer(tmp_path / "run", SAMPLING), []
+    run._init_tokenizer()
+    run.checkpoint_callback = SimpleNamespace(on_save=lambda **facts: told.append(facts["checkpoint_dir"]))
+    run._save_checkpoint()
+    place = tmp_path / "run" / "checkpoints" / "global_step_2"
+    assert (
+        told == [str(place)] and place.is_dir() and run.config.trainer.default_local_dir == str(place.parent)
+    )

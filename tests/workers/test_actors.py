@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from tensordict import TensorDict
 from keytoken import fields
 from keytoken.demo.model import build_model
 from keytoken.errors import WeightSyncError
+from keytoken.workers.actors import SeparateActorWorker
 
 RANK_ROWS = (
     # Pixels of both kinds in one micro-batch, and more rows with a view than the other rank has ...
@@ -152,3 +154,13 @@ def test_every_rank_refuses_what_does_not_fit(two_ranks: list[dict[str, Any]]) -
         assert "lacked 1 tensors" in result["missing"]
         assert "held 'no.such.weight'" in result["unknown"]
         assert result["version"] == 3
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_named(value: float) -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 2))
+    worker = SimpleNamespace(actor=SimpleNamespace(engine=SimpleNamespace(module=module)))
+    assert SeparateActorWorker.non_finite_weight(worker) is None
+    with torch.no_grad():
+        module[1].weight[1, 2] = value
+    assert SeparateActorWorker.non_finite_weight(worker) == "1.weight"
