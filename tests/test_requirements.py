@@ -18,7 +18,7 @@ from keytoken.verl_adapter import versions
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = {"cpu": versions.VLLM_ON_CPU, "gpu": versions.VLLM_ON_GPU}
 PIN = re.compile(r"^([A-Za-z0-9._-]+)==(\S+)(?:\s+# (.+))?$")
-OWN = {"keytoken", "keytoken_kernels", "keytoken_configs", "kernel_bench"}
+OWN = {"keytoken", "keytoken_kernels", "keytoken_configs", "kernel_bench", "prefix_bench"}
 # Benchmarks compare with the first two where somebody has installed them; a run may name the tracker MLflow.
 OPTIONAL = {"liger_kernel", "cut_cross_entropy", "mlflow"}
 # What only one stack can have: torchcodec's wheels load CUDA libraries, and PyAV reads the clips without it.

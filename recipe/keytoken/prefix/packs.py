@@ -200,6 +200,7 @@ def build_pack(groups: Sequence[Group]) -> Pack:
         pieces += (group, *group.branches)
     branches = [branch for group in groups for branch in group.branches]
     trees = tuple(group.tree for group in groups)
+    labels = torch.cat([branch.labels for branch in branches])
     positions = torch.cat([piece.position_ids for piece in pieces], dim=-1)
     if len(positions) == TEXT_ROW_COUNT:
         positions[0] = torch.arange(positions.shape[1])
@@ -211,8 +212,8 @@ def build_pack(groups: Sequence[Group]) -> Pack:
             name: torch.cat([group.media[name] for group in groups if name in group.media]) for name in names
         },
         trees=trees,
-        rows=branch_rows(trees),
-        labels=torch.cat([branch.labels for branch in branches]),
+        rows=branch_rows(trees).to(labels.device),
+        labels=labels,
         places=tuple(branch.place for branch in branches),
     )
 

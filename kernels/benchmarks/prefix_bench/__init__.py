@@ -1,0 +1,1 @@
+"""Benchmark of passes that share a prompt; the command is prefix.py."""
