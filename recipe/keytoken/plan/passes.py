@@ -8,6 +8,7 @@ from keytoken.data.positions import Grid
 from keytoken.plan.architecture import Architecture
 from keytoken.plan.flops import Flops, causal_pairs, forward, training
 from keytoken.plan.workload import WITHOUT_CLIP, Workload
+from keytoken.prefix.layout import Tree, cost_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -86,11 +87,6 @@ def _separate(model: Architecture, work: Workload, prompt: int, grids: tuple[Gri
 
 
 def _shared(model: Architecture, work: Workload, prompt: int, grids: tuple[Grid, ...]) -> Flops:
-    """A pass that computes each prompt once, and behind it its answers, which do not see one another.
-
-    The last token of the prompt stands in front of every answer, where it predicts the first token.
-    """
-    answer = work.answer_tokens + 1
-    pairs = causal_pairs(prompt) + work.group * causal_pairs(answer, prompt - 1)
-    tokens = prompt + work.group * answer
-    return forward(model, tokens, pairs, work.group * work.answer_tokens, grids) * work.prompts
+    """A pass that computes each prompt once, and behind it its answers (:mod:`keytoken.prefix.layout`)."""
+    cost = cost_of([Tree(prompt - 1, (work.answer_tokens,) * work.group)])
+    return forward(model, cost.tokens, cost.pairs, work.group * work.answer_tokens, grids) * work.prompts
