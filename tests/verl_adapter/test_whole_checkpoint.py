@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import re
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from ray.exceptions import RayTaskError
 
 from keytoken.errors import CheckpointError, ClusterError
 from keytoken.verl_adapter import whole_checkpoint
@@ -199,6 +201,24 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(small_disk: P
     assert re.search(r"the last one has 6\d{5} bytes, and 4\d{5} are free", message)
     assert "from step 2, the last complete checkpoint" in message
     assert not (folder / "unfinished").exists()
+
+
+def test_an_error_of_a_worker_is_told_in_its_own_words(tmp_path: Path) -> None:
+    """As Ray hands it on: once for the worker, once for the process that drives the run."""
+    for error, expected in (
+        (OSError(errno.ENOSPC, "No space left on device"), CheckpointError),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), CheckpointError),
+        (OSError(errno.EIO, "Input/output error"), ClusterError),
+    ):
+        inner = RayTaskError("save_checkpoint", "a long traceback", error).as_instanceof_cause()
+        outer = RayTaskError("run", "a longer traceback", inner).as_instanceof_cause()
+
+        def write(aside: Path, problem: BaseException = outer) -> None:
+            raise problem
+
+        with pytest.raises(expected, match=error.strerror) as refused:
+            save_whole(tmp_path, 2, write)
+        assert "traceback" not in str(refused.value) and type(refused.value) is expected
 
 
 def test_another_failure_keeps_its_words_and_may_be_tried_again(tmp_path: Path) -> None:

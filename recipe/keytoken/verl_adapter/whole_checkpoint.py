@@ -51,8 +51,13 @@ def save_whole(folder: Path, step: int, write: Callable[[Path], None], keep: int
         write(aside)
         for path in _everything(aside):
             _flush(path)
-    except (OSError, RuntimeError) as problem:  # torch's writer raises RuntimeError when the disk is full
-        raise _not_written(folder, step, problem) from problem
+    except (RayTaskError, OSError, RuntimeError) as problem:
+        cause = problem
+        while isinstance(cause, RayTaskError):
+            cause = cause.cause
+        if not isinstance(cause, (OSError, RuntimeError)):  # torch's writer raises the latter on a full disk
+            raise
+        raise _not_written(folder, step, cause) from problem
     place = folder / _name(step)
     if place.exists():  # of a try that was abandoned; the tracker must not bring it back
         place.rename(aside / REPLACED)
@@ -125,10 +130,7 @@ def require_room(folder: Path) -> None:
         )
 
 
-def _not_written(folder: Path, step: int, problem: BaseException) -> CheckpointError | ClusterError:
-    cause = problem
-    while isinstance(cause, RayTaskError):
-        cause = cause.cause
+def _not_written(folder: Path, step: int, cause: Exception) -> CheckpointError | ClusterError:
     steps, written = complete_steps(folder), _size(folder / UNFINISHED)
     needed = max(_size(folder / _name(steps[-1])) if steps else 0, written)
     full = getattr(cause, "errno", None) in _NO_ROOM or any(word in str(cause) for word in _NO_ROOM_WORDS)
