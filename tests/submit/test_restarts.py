@@ -45,6 +45,7 @@ class Script:
         (Outcome("LOST", None, "the head was restarted", 0.0), True),
         (Outcome("FAILED", 1, "No module named keytoken", 1.0), False),
         (Outcome("FAILED", 2, "a wrong key", 60.0), False),
+        (Outcome("FAILED", 143, "told to stop, its step saved", 60.0), False),
         (Outcome("SUCCEEDED", 0, "", 60.0), False),
         (Outcome("STOPPED", None, "stopped by its user", 60.0), False),
     ],
