@@ -100,8 +100,8 @@ def worth_another_try(outcome: Outcome) -> bool:
     """Whether the same job may succeed: not after an error of its user's, nor when it was stopped.
 
     A driver that ends with the code of its user's error (a wrong key, a missing file) would end so again; so
-    would one that ends before it can have talked to the cluster (no KeyToken in its Python). One that was told
-    to stop says so. All else may be the loss of a process or machine, which Ray reports in many ways.
+    would one that ends before it can have talked to the cluster (no KeyToken in its Python). One that was
+    told to stop says so. All else may be the loss of a process or machine, which Ray reports in many ways.
     """
     began = outcome.exit_code is None or outcome.seconds > LEAST_S
     return outcome.status in ("FAILED", LOST) and outcome.exit_code not in FINAL_CODES and began
