@@ -1,10 +1,10 @@
 # Few verbs, each one command. `make` alone lists them.
 PYTHON := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test test-cluster lint bench clean
 
 help:  ## list the verbs
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
 setup:  ## make .venv with the locked CPU stack (quick when nothing changed)
 	@bash requirements/setup.sh
@@ -14,7 +14,10 @@ demo: setup  ## train a tiny video model by Video-KTR on this machine; ends with
 
 test: setup  ## unit tests, then the tests that start the real stack
 	$(PYTHON) -m pytest -m "not e2e and not gpu" --numprocesses=2 --dist=loadfile
-	$(PYTHON) -m pytest -m e2e
+	$(PYTHON) -m pytest -m "e2e and not cluster"
+
+test-cluster: setup  ## hosts in network namespaces, and what happens when one is lost (root, half an hour)
+	$(PYTHON) -m pytest -m cluster
 
 lint: setup  ## ruff (lint and format) and mypy
 	$(PYTHON) -m ruff check .

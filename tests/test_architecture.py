@@ -16,6 +16,7 @@ MAX_FUNCTION_LINES = 60
 
 # A part may import from itself and from lines further down; within the first and the last line anything goes.
 COMMANDS = ("bench", "doctor", "evaluation", "explain", "golden", "plan", "study", "submit")
+CONFIGS = ("loss_config", "view_config", "parity_config", "attribution_config", "cluster_config")
 LAYERS = (
     ("cli", "parser", "main", "compose", "progress", *COMMANDS),
     ("verl_adapter",),
@@ -29,19 +30,7 @@ LAYERS = (
     ("prefix",),
     ("scoring",),
     ("attribution", "losses", "rewards", "parity"),
-    (
-        "schema",
-        "loss_config",
-        "view_config",
-        "parity_config",
-        "attribution_config",
-        "block",
-        "words",
-        "fields",
-        "checks",
-        "errors",
-        "secret",
-    ),
+    ("schema", *CONFIGS, "block", "words", "fields", "checks", "errors", "secret"),
 )
 PURE = {*LAYERS[-2], *LAYERS[-1]}
 PURE_MAY_IMPORT = {"torch", "numpy", "keytoken", "keytoken_kernels"} | sys.stdlib_module_names

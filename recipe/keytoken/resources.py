@@ -96,15 +96,20 @@ def runs_here(config: DictConfig) -> bool:
     return address in (None, "", "local")
 
 
-def num_slots(config: DictConfig) -> int:
-    """GPUs (logical slots on a CPU) that all pools of a run ask for together."""
-    slots = config.trainer.nnodes * config.trainer.n_gpus_per_node
+def slots_of(config: DictConfig) -> dict[str, int]:
+    """GPUs (logical slots on a CPU) that each pool of a run asks for, by its name in ``keytoken.cluster``."""
+    slots = {"actor": int(config.trainer.nnodes * config.trainer.n_gpus_per_node)}
     rollout = config.actor_rollout_ref.rollout
     if not config.actor_rollout_ref.hybrid_engine:
-        slots += rollout.nnodes * rollout.n_gpus_per_node
+        slots["rollout"] = int(rollout.nnodes * rollout.n_gpus_per_node)
     if config.keytoken.attribution.placement == "pool" and needs_attribution(config):
-        slots += config.keytoken.attribution.num_workers
-    return int(slots)
+        slots["attribution"] = int(config.keytoken.attribution.num_workers)
+    return slots
+
+
+def num_slots(config: DictConfig) -> int:
+    """GPUs (logical slots on a CPU) that all pools of a run ask for together."""
+    return sum(slots_of(config).values())
 
 
 def needs_attribution(config: DictConfig) -> bool:

@@ -13,6 +13,7 @@ from typing import Literal
 
 from keytoken.attribution_config import AttributionConfig
 from keytoken.block import ROOT, Block, check_choices, require, unknown_name
+from keytoken.cluster_config import ClusterConfig
 from keytoken.loss_config import LossConfig
 from keytoken.parity_config import ParityConfig
 from keytoken.view_config import ViewConfig
@@ -332,6 +333,7 @@ class KeyTokenConfig(Block):
         kernels: Which code computes log-probs and selections.
         media: The pixels of prompts between rollout and training.
         parity: What engine, actor and attribution group have to agree on.
+        cluster: Hosts of the pools, and limits on waits for them.
         run_dir: Folder that holds all that the run leaves behind.
         seed: Seeds the order of the data and, with prompt and answer number, every answer's sampling.
         sampling: Keys of :class:`keytoken.data.contract.SamplingContract`, which checks them.
@@ -348,6 +350,7 @@ class KeyTokenConfig(Block):
     kernels: KernelsConfig = dataclasses.field(default_factory=KernelsConfig)
     media: MediaConfig = dataclasses.field(default_factory=MediaConfig)
     parity: ParityConfig = dataclasses.field(default_factory=ParityConfig)
+    cluster: ClusterConfig = dataclasses.field(default_factory=ClusterConfig)
     run_dir: str = "outputs/run"
     seed: int = 1
     sampling: dict = dataclasses.field(default_factory=dict)

@@ -90,6 +90,7 @@ class Launcher:
         *overrides: str,
         program: tuple[str, ...] = ("-m", "keytoken.cli", "train"),
         environment: dict[str, str] | None = None,
+        prefix: tuple[str, ...] = (),
     ) -> "Job":
         # Ray's sockets lie below this folder, and a socket's path may not exceed 107 characters.
         ray_dir = tempfile.mkdtemp(prefix="kt-", dir="/tmp")
@@ -103,6 +104,7 @@ class Launcher:
         log = self.folder / f"{name}.log"
         run_dir = self.folder / name
         command = [
+            *prefix,
             sys.executable,
             *program,
             *SMALL,

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
+from ray.exceptions import ActorDiedError
 
 from keytoken.data.cache.store import FrameCache
 from keytoken.data.clips import Clip, read_clip
@@ -488,6 +489,13 @@ def test_own_error_ends_the_run_at_once() -> None:
     watch = FailureWatch()
     watch.failed("a", ClipError("clip x: gone"))
     with pytest.raises(ClipError, match="clip x"):
+        watch.raise_if_hopeless()
+
+
+def test_an_engine_that_died_ends_the_run_at_once() -> None:
+    watch = FailureWatch()
+    watch.failed("a", ActorDiedError())
+    with pytest.raises(ClusterError, match=r"process of the run died: .*last complete checkpoint"):
         watch.raise_if_hopeless()
 
 

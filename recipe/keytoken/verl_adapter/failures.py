@@ -1,6 +1,7 @@
 """When answers that fail mean that a run cannot go on."""
 
 from keytoken.errors import ClusterError, KeyTokenError
+from keytoken.verl_adapter.lost import lost_process
 
 MAX_FAILED_PROMPTS = 3
 
@@ -8,8 +9,9 @@ MAX_FAILED_PROMPTS = 3
 class FailureWatch:
     """Decides when failed prompts mean that the run cannot go on.
 
-    One of KeyToken's own errors is enough: a wrong setting or a lost clip does not heal. Other errors
-    may be passing ones until :data:`MAX_FAILED_PROMPTS` prompts in a row have failed.
+    One of KeyToken's own errors is enough: a wrong setting or a lost clip does not heal. Nor does an engine
+    that died: verl asks it again for every prompt. Other errors may be passing ones until
+    :data:`MAX_FAILED_PROMPTS` prompts in a row have failed.
 
     Attributes:
         last: What the answer that failed last said; None if none has.
@@ -24,8 +26,9 @@ class FailureWatch:
         """Note that an answer to a prompt failed."""
         self.last = str(error) if isinstance(error, KeyTokenError) else f"{type(error).__name__}: {error}"
         self._prompts.add(prompt)
-        if isinstance(error, KeyTokenError):
-            self._final = error
+        final = error if isinstance(error, KeyTokenError) else lost_process(error)
+        if final is not None:
+            self._final = final
         elif len(self._prompts) >= MAX_FAILED_PROMPTS:
             self._final = ClusterError(
                 f"rollout: {len(self._prompts)} prompts in a row failed, the last with "

@@ -14,9 +14,9 @@ from keytoken.verl_adapter.compat import (
     ResourcePoolManager,
 )
 from keytoken.verl_adapter.machine import check_slots
+from keytoken.verl_adapter.placement import ATTRIBUTION_POOL as POOL
 from keytoken.workers.actors import AttributionWorker
 
-POOL = "attribution_pool"
 ROLE = "attribution"
 
 

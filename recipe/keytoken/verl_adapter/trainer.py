@@ -9,7 +9,7 @@ defines no loop of its own. One step of verl becomes::
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,8 @@ from keytoken.resources import num_slots
 from keytoken.schema import KeyTokenConfig
 from keytoken.verl_adapter import advantage as advantages
 from keytoken.verl_adapter import batch as batches
-from keytoken.verl_adapter import diagnostics, export, media, order, pools, trackers
+from keytoken.verl_adapter import diagnostics, export, media, order, placement, pools, trackers
+from keytoken.verl_adapter.answers import AnswerWatch
 from keytoken.verl_adapter.bounded import bounded
 from keytoken.verl_adapter.checkpointing import Checkpointing
 from keytoken.verl_adapter.compat import (
@@ -48,8 +49,6 @@ from keytoken.workers.actors import SeparateActorWorker, SyncActorWorker
 
 # verl polls for finished answers every two seconds, which is most of a step of a small model.
 POLL_INTERVAL_S = 0.05
-# Loading the weights of a large model from a shared disk is the slow part.
-START_TIMEOUT_S = 900.0
 
 if TYPE_CHECKING:
     from keytoken.verl_adapter.compat import PPOTrainer as _Trainer
@@ -90,11 +89,17 @@ class AttributionSteps(Checkpointing, Stopping, StandIn, _Trainer):
     def _build_replay_buffer(self) -> Any:
         buffer = super()._build_replay_buffer()
         buffer.poll_interval = POLL_INTERVAL_S
+        AnswerWatch(buffer, self._answerers, self.keytoken.cluster.answers_timeout_s)
         return buffer
+
+    def _answerers(self) -> Sequence[Any]:
+        return self.agent_loop_manager.agent_loop_workers
 
     def _init_resource_pool_mgr(self) -> None:
         super()._init_resource_pool_mgr()
         pools.require_slots(num_slots(self.config))
+        placement.require_hosts(self.config, self.keytoken.cluster)
+        placement.place_pools(self.keytoken.cluster)
         for role in (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef, Role.RefPolicy):
             if role in self.role_worker_mapping:
                 self.role_worker_mapping[role] = ray.remote(self.actor_worker_cls)
@@ -142,7 +147,7 @@ class AttributionSteps(Checkpointing, Stopping, StandIn, _Trainer):
         workers = self.keytoken.attribution.num_workers
         return bounded(
             lambda: pools.start_group(self.resource_pool_manager, self.config, self.keytoken),
-            START_TIMEOUT_S,
+            self.keytoken.cluster.start_timeout_s,
             f"The start of the attribution group ({workers} workers)",
             "The cluster has no room for it or a worker died: compare `ray status` with the pools of the run "
             "(keytoken.attribution.num_workers, trainer.n_gpus_per_node, "
