@@ -13,12 +13,17 @@ from keytoken.verl_adapter.compat import CheckpointEngineManager, ResourcePoolMa
 from keytoken.verl_adapter.pools import POOL, ROLE, AttributionReplica, add_pool, join_broadcast
 
 
-def test_the_pool_is_added_beside_verls_own() -> None:
+@pytest.mark.parametrize(
+    ("workers", "per_node", "nodes"),
+    [(3, 4, [3]), (1, 8, [1]), (16, 8, [8, 8]), (12, 8, [6, 6]), (2, 1, [1, 1])],
+)
+def test_the_pool_is_added_beside_verls_own(workers: int, per_node: int, nodes: list[int]) -> None:
+    """No node is asked for more slots than it has; verl wants as many of each."""
     manager = ResourcePoolManager(
         resource_pool_spec={"global_pool": [2]}, mapping={Role.Actor: "global_pool"}
     )
-    add_pool(manager, 3)
-    assert manager.resource_pool_spec == {"global_pool": [2], POOL: [3]}
+    add_pool(manager, workers, per_node)
+    assert manager.resource_pool_spec == {"global_pool": [2], POOL: nodes}
     assert manager.mapping == {Role.Actor: "global_pool", ROLE: POOL}
 
 

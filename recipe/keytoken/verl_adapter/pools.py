@@ -20,9 +20,17 @@ from keytoken.workers.actors import AttributionWorker
 ROLE = "attribution"
 
 
-def add_pool(manager: ResourcePoolManager, num_workers: int) -> None:
-    """Reserve one slot for each attribution worker, on one node as far as a node has room."""
-    manager.resource_pool_spec[POOL] = [num_workers]
+def add_pool(manager: ResourcePoolManager, num_workers: int, per_node: int) -> None:
+    """Reserve one slot for each attribution worker: as many on each node as a node may have, all alike.
+
+    Args:
+        manager: verl's.
+        num_workers: Of the group.
+        per_node: At most so many on one node, ``trainer.n_gpus_per_node``; verl asks for the slots of a node
+            all together.
+    """
+    on_each = max(count for count in range(1, per_node + 1) if num_workers % count == 0)
+    manager.resource_pool_spec[POOL] = [on_each] * (num_workers // on_each)
     manager.mapping[ROLE] = POOL
 
 

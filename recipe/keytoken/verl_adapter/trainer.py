@@ -104,7 +104,8 @@ class AttributionSteps(Checkpointing, Stopping, StandIn, _Trainer):
             if role in self.role_worker_mapping:
                 self.role_worker_mapping[role] = ray.remote(self.actor_worker_cls)
         if self._own_pool:
-            pools.add_pool(self.resource_pool_manager, self.keytoken.attribution.num_workers)
+            workers, per_node = self.keytoken.attribution.num_workers, self.config.trainer.n_gpus_per_node
+            pools.add_pool(self.resource_pool_manager, workers, per_node)
 
     def _setup(self) -> None:
         if self.keytoken.parity.prompts:
