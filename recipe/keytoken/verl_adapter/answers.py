@@ -12,8 +12,9 @@ import ray
 
 from keytoken.errors import ClusterError
 
-# How often those who make the answers are asked whether they live, and how long for an answer to that.
+# How often those who make the answers are asked whether they live, and for how long; the dead answer at once.
 ASK_EVERY_S = 5.0
+ASK_FOR_S = 0.5
 
 
 class AnswerWatch:
@@ -47,7 +48,7 @@ class AnswerWatch:
             self._done, self._progress = self._done | done, now
         if now - self._asked >= ASK_EVERY_S:
             answers = [worker.last_failure.remote() for worker in self._workers()]
-            ray.get(ray.wait(answers, num_returns=len(answers), timeout=ASK_EVERY_S)[0])
+            ray.get(ray.wait(answers, num_returns=len(answers), timeout=ASK_FOR_S)[0])
             self._asked = time.monotonic()
         if now - self._progress > self._limit_s:
             raise ClusterError(

@@ -218,11 +218,10 @@ def hosts() -> Iterator[HostCluster]:
 def submit_across(hosts: HostCluster, launcher: Any) -> Callable[..., Any]:
     """Submits a run over the hosts from the client; returns its job."""
 
-    def submit(name: str, *options: str) -> Any:
-        program = ("-m", "keytoken.cli", "submit", "--address", hosts.address, f"--source={ROOT}", *options)
-        return launcher.start(
-            name, *STEPS, *ACROSS, program=program, environment=hosts.client, prefix=hosts.on_client
-        )
+    def submit(name: str, *flags: str, words: Sequence[str] = ()) -> Any:
+        program = ("-m", "keytoken.cli", "submit", "--address", hosts.address, f"--source={ROOT}", *flags)
+        options = {"program": program, "environment": hosts.client, "prefix": hosts.on_client}
+        return launcher.start(name, *STEPS, *ACROSS, *words, **options)
 
     return submit
 
