@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,6 +36,26 @@ def _interpret_triton() -> None:
 
 
 _interpret_triton()
+
+_STOCK: dict[type, dict[str, Any]] = {}  # the methods of transformers' models, by class
+
+
+def pytest_collection_finish() -> None:
+    """Take down what transformers' models are before any test has verl replace their methods."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("transformers.models.qwen") and ".modeling_" in name:
+            own = [one for one in vars(module).values() if isinstance(one, type) and one.__module__ == name]
+            _STOCK.update({one: dict(vars(one)) for one in own})
+
+
+@pytest.fixture(autouse=True, scope="module")
+def stock_models() -> Iterator[None]:
+    """verl replaces methods of transformers' models for a whole process: here until the end of a file."""
+    yield
+    for owner, methods in _STOCK.items():
+        for name, method in methods.items():
+            if callable(method) and vars(owner)[name] is not method:
+                setattr(owner, name, method)
 
 
 @pytest.fixture(autouse=True)
