@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from keytoken.errors import StoppedError
 from keytoken.golden import load_preset
 from keytoken.schema import AttributionConfig, KeyTokenConfig
-from keytoken.stop_request import request_stop, stop_requested
+from keytoken.stop_request import request_stop, stop_requested, who_asked
 from keytoken.verl_adapter.stopping import SigtermWatch, Stopping
 
 
@@ -64,6 +64,11 @@ class Trainer(Stopping, VerlsTrainer):  # type: ignore[misc]
     pass
 
 
+def sigterm(run_dir: Path, at: str) -> Callable[[str], None]:
+    """What the driver makes of the signal, at a moment of the loop."""
+    return lambda what: request_stop(run_dir, "SIGTERM") if what == at else None
+
+
 @pytest.mark.parametrize(
     ("asked_at", "save_freq", "did", "stopped"),
     [
@@ -78,7 +83,10 @@ def test_the_step_is_finished_saved_once_and_sent_out(
     tmp_path: Path, asked_at: str, save_freq: int, did: list[str], stopped: int | None
 ) -> None:
     trainer = Trainer(
-        block(tmp_path), save_freq, 0, lambda what: request_stop(tmp_path) if what == asked_at else None
+        block(tmp_path),
+        save_freq,
+        0,
+        lambda what: request_stop(tmp_path, "SIGTERM") if what == asked_at else None,
     )
     trainer.fit()
     assert trainer.stopped_after == stopped
@@ -88,24 +96,31 @@ def test_the_step_is_finished_saved_once_and_sent_out(
     else:
         assert trainer.did == did
         with pytest.raises(
-            StoppedError, match=f"after step {stopped}, saved in /checkpoints/global_step_{stopped}"
+            StoppedError,
+            match=f"^SIGTERM: .* after step {stopped}, saved in /checkpoints/global_step_{stopped}",
         ):
             trainer.raise_if_stopped()
 
 
 def test_a_run_that_is_stopped_before_its_first_step_makes_none(tmp_path: Path) -> None:
-    request_stop(tmp_path)
+    """By a file that somebody made, which is named: no signal came."""
+    (tmp_path / "stop").touch()
     trainer = Trainer(block(tmp_path), 2, 4, lambda what: None)
     trainer.fit()
     assert trainer.did == [] and trainer.stopped_after == 4
-    with pytest.raises(StoppedError, match="after step 4, nothing new to save"):
+    with pytest.raises(StoppedError) as raised:
         trainer.raise_if_stopped()
+    assert str(raised.value).startswith(
+        f"The file {tmp_path}/stop: the run ended after step 4, nothing new to save. The same command"
+    )
 
 
 def test_it_stops_where_a_resumed_run_begins_with_passes(tmp_path: Path) -> None:
     """With the scores of every third step reused, steps 1, 4 and 7 have passes: so it ends after 3 or 6."""
     keytoken = block(tmp_path, attribution=AttributionConfig(every_steps=3))
-    trainer = Trainer(keytoken, 100, 0, lambda what: request_stop(tmp_path) if what == "step 2" else None)
+    trainer = Trainer(
+        keytoken, 100, 0, lambda what: request_stop(tmp_path, "SIGTERM") if what == "step 2" else None
+    )
     trainer.fit()
     assert trainer.stopped_after == 3 and trainer.did[-2:] == ["save 3", "sync 3"]
 
@@ -118,13 +133,16 @@ def handler() -> Any:
 
 
 def test_the_first_signal_asks_and_the_second_ends(tmp_path: Path, handler: Any, capfd: Any) -> None:
-    request_stop(tmp_path)
+    request_stop(tmp_path, "SIGTERM")
     watch = SigtermWatch(block(tmp_path))
     assert not stop_requested(tmp_path)  # that of an earlier run
+    (
+        tmp_path / "stop"
+    ).touch()  # somebody asked for the same already: that does not make the first one a second
     with pytest.raises(StoppedError, match="in the middle of a step"), watch.watching():
         watch.start()
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop_requested(tmp_path)
+        assert who_asked(tmp_path) == "SIGTERM"
         assert capfd.readouterr().err.count("SIGTERM: the running step is finished and saved") == 1
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is handler

@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from keytoken.errors import StoppedError
 from keytoken.schema import KeyTokenConfig
-from keytoken.stop_request import request_stop, stop_requested, withdraw_stop
+from keytoken.stop_request import request_stop, stop_requested, who_asked, withdraw_stop
 
 if TYPE_CHECKING:
     from keytoken.verl_adapter.compat import PPOTrainer as _Trainer
 else:
     _Trainer = object  # a mixin: which of verl's trainers comes next is the subclass's choice
 
+_SIGNAL = "SIGTERM"
 _NOTICE = (
-    "\nkeytoken: SIGTERM: the running step is finished and saved, then the run ends. "
+    f"\nkeytoken: {_SIGNAL}: the running step is finished and saved, then the run ends. "
     "A second SIGTERM ends it at once.\n"
 )
 
@@ -38,7 +39,7 @@ class SigtermWatch:
 
     def __init__(self, keytoken: KeyTokenConfig) -> None:
         self._run_dir, self._saves = keytoken.run_dir, keytoken.on_sigterm == "save"
-        self._at_once = False
+        self._asked = self._at_once = False
         self._rays_handler: Any = None
         withdraw_stop(self._run_dir)
 
@@ -48,8 +49,9 @@ class SigtermWatch:
             self._rays_handler = signal.signal(signal.SIGTERM, self._handle)
 
     def _handle(self, *_: Any) -> None:
-        if self._saves and not stop_requested(self._run_dir):
-            request_stop(self._run_dir)
+        if self._saves and not self._asked:
+            self._asked = True
+            request_stop(self._run_dir, _SIGNAL)
             os.write(sys.stderr.fileno(), _NOTICE.encode())  # print may be what was interrupted
             return
         self._at_once = True
@@ -64,8 +66,8 @@ class SigtermWatch:
             if not self._at_once:
                 raise
             raise StoppedError(
-                "SIGTERM: the run was ended in the middle of a step. The same command goes on from the last "
-                "complete checkpoint."
+                f"{_SIGNAL}: the run was ended in the middle of a step. The same command goes on from the "
+                "last complete checkpoint."
             ) from ended
         finally:
             if self._rays_handler is not None:
@@ -77,6 +79,7 @@ class Stopping(_Trainer):
 
     keytoken: KeyTokenConfig
     stopped_after: int | None = None
+    _stopped_by: str = ""
     _saved_step: int = -1
 
     def _save_checkpoint(self) -> None:
@@ -106,6 +109,7 @@ class Stopping(_Trainer):
     def _stop_after(self, step: int) -> None:
         """verl's loop asks this number before each step, and the scheduler of the optimizer has its own."""
         self.stopped_after = self.total_training_steps = step
+        self._stopped_by = who_asked(self.keytoken.run_dir)
 
     def raise_if_stopped(self) -> None:
         """Say that the run is not at its end.
@@ -123,5 +127,6 @@ class Stopping(_Trainer):
             else "nothing new to save"
         )
         raise StoppedError(
-            f"SIGTERM: the run ended after step {step}, {where}. The same command goes on from there."
+            f"{self._stopped_by}: the run ended after step {step}, {where}. The same command goes on from "
+            "there."
         )
