@@ -94,6 +94,19 @@ def test_sigterm_asks_the_job_to_stop_and_ends_the_tries() -> None:
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+def test_a_job_that_somebody_else_stops_ends_as_one_that_was_told_to() -> None:
+    """``ray job stop``, of which Ray keeps no exit code."""
+    server = Script(Outcome("STOPPED", None, "Job was intentionally stopped.", 60.0))
+    outcome = run_to_the_end(server, Request((), "job", "/runs/1"), 3, 0.0, print, print)
+    assert server.names == ["job"] and outcome.command_code() == 143
+
+
+@pytest.mark.parametrize(("exit_code", "code"), [(0, 1), (None, 1), (2, 2), (3, 3), (-9, 137)])
+def test_the_exit_code_of_the_command_that_follows(exit_code: int | None, code: int) -> None:
+    assert Outcome("FAILED", exit_code, "", 60.0).command_code() == code
+    assert Outcome("SUCCEEDED", exit_code, "", 60.0).command_code() == 0
+
+
 def test_a_second_sigterm_leaves_at_once() -> None:
     class Impatient(Script):
         def follow(self, name, say) -> Outcome:

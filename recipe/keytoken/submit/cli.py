@@ -167,7 +167,7 @@ def _run(request: "Request", address: str, arguments: argparse.Namespace, say: C
     except KeyboardInterrupt:
         return 130
     say(f"{outcome.status}: {outcome.message}" if outcome.message else outcome.status)
-    return 0 if outcome.status == "SUCCEEDED" else outcome.exit_code or 1
+    return outcome.command_code()
 
 
 def _check_options(arguments: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from keytoken.submit.termination import stop_on_sigterm
 # Ray reports a killed host as dead after 13 to 15 s; a job placed on it before that fails at once.
 RESTART_DELAY_S = 30.0
 LOST = "LOST"  # the status of a job that the head has forgotten
+STOPPED = "STOPPED"  # Ray's, of a job that was told to stop; it keeps no exit code of it
 # Importing what a driver needs takes longer than this.
 LEAST_S = 5.0
 # Of drivers that would end so again, and of those that were told to end (a file in the run folder, a signal).
@@ -34,6 +35,13 @@ class Outcome:
     exit_code: int | None
     message: str
     seconds: float
+
+    def command_code(self) -> int:
+        """The exit code of a command that followed the job."""
+        if self.status == "SUCCEEDED":
+            return 0
+        code = self.exit_code or 1
+        return code if code > 0 else 128 - code  # as a shell says that a signal ended a program
 
 
 class Server(Protocol):
@@ -84,7 +92,7 @@ def run_to_the_end(
         except KeyboardInterrupt:
             say(f"\nLeft. The job goes on; {server.command('logs --follow', name)} shows it.")
             raise
-        if asked() and outcome.status != "SUCCEEDED":
+        if outcome.status == STOPPED or (asked() and outcome.status != "SUCCEEDED"):
             return dataclasses.replace(outcome, exit_code=StoppedError.exit_code)
         if number >= max_restarts or not worth_another_try(outcome):
             return outcome
