@@ -232,6 +232,13 @@ BROKEN: dict[str, list[tuple[dict[str, Any], list[str]]]] = {
             ("distillation.enabled", True, "false"),
         )
     ],
+    "_prefix": [
+        ({"keytoken.kernels.head": "verl"}, ["keytoken.kernels.head=verl", "keytoken.prefix=separate"]),
+        (
+            {"actor_rollout_ref.model.override_config.attn_implementation": "eager"},
+            ["attn_implementation=eager cannot", "sdpa, flash_attention", "keytoken.prefix=separate"],
+        ),
+    ],
     "_attribution_rows": [
         ({"keytoken.attribution.num_workers": 3}, ["keytoken.attribution.num_workers=3", "128 answers"]),
     ],
@@ -324,6 +331,7 @@ ALLOWED: dict[str, dict[str, Any]] = {
     "KL in the reward is verl's own code": {"algorithm.use_kl_in_reward": True},
     "groups without a signal replaced": {"algorithm.filter_groups.enable": True},
     "the actor's workers stand in": STANDING_IN,
+    "a prompt for each answer": {"keytoken.kernels.head": "verl", "keytoken.prefix": "separate"},
     "one step off policy": {"trainer.v1.separate_async.num_warmup_batches": 1},
     "several updates on a batch": {f"{ACTOR}.ppo_epochs": 2},
     "advantages without division": {"algorithm.norm_adv_by_std_in_grpo": False},

@@ -334,6 +334,8 @@ class KeyTokenConfig(Block):
         media: The pixels of prompts between rollout and training.
         parity: What engine, actor and attribution group have to agree on.
         cluster: Hosts of the pools, and limits on waits for them.
+        prefix: ``shared`` computes a prompt once for the answers to it that are in the same micro-batch, in
+            every pass and update (:mod:`keytoken.prefix`); ``separate`` once for each.
         run_dir: Folder that holds all that the run leaves behind.
         seed: Seeds the order of the data and, with prompt and answer number, every answer's sampling.
         sampling: Keys of :class:`keytoken.data.contract.SamplingContract`, which checks them.
@@ -351,6 +353,7 @@ class KeyTokenConfig(Block):
     media: MediaConfig = dataclasses.field(default_factory=MediaConfig)
     parity: ParityConfig = dataclasses.field(default_factory=ParityConfig)
     cluster: ClusterConfig = dataclasses.field(default_factory=ClusterConfig)
+    prefix: Literal["shared", "separate"] = "shared"
     run_dir: str = "outputs/run"
     seed: int = 1
     sampling: dict = dataclasses.field(default_factory=dict)

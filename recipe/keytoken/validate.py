@@ -17,6 +17,7 @@ from keytoken.data.clip_check import NEW, check_settings
 from keytoken.data.contract import SamplingContract
 from keytoken.errors import ConfigurationError
 from keytoken.loss_rules import LOSS_RULES, SEPARATE
+from keytoken.prefix.layout import SHARING_ATTENTION
 from keytoken.schema import KeyTokenConfig, unknown_name
 from keytoken.secret import is_secret
 
@@ -302,8 +303,27 @@ def _head(config: DictConfig, keytoken: KeyTokenConfig) -> None:
         if value != needed:
             raise ConfigurationError(
                 f"{key}={value}: keytoken.kernels.head=fused computes log-probs of whole answers and no "
-                f"logits, and needs {key}={str(needed).lower()}. Set that, or keytoken.kernels.head=verl."
+                f"logits, and needs {key}={str(needed).lower()}. Set that, or keytoken.kernels.head=verl and "
+                "keytoken.prefix=separate."
             )
+
+
+def _prefix(config: DictConfig, keytoken: KeyTokenConfig) -> None:
+    """What keeps answers from sharing a prompt."""
+    if keytoken.prefix != "shared":
+        return
+    if keytoken.kernels.head != "fused":
+        raise ConfigurationError(
+            f"keytoken.kernels.head={keytoken.kernels.head} computes a prompt for every answer, and the "
+            "attribution passes would not; set keytoken.prefix=separate, or keytoken.kernels.head=fused."
+        )
+    key = "actor_rollout_ref.model.override_config.attn_implementation"
+    chosen = OmegaConf.select(config, key)
+    if chosen is not None and not str(chosen).startswith(SHARING_ATTENTION):
+        raise ConfigurationError(
+            f"{key}={chosen} cannot compute one prompt for several answers; set "
+            f"{', '.join(SHARING_ATTENTION)}, or keytoken.prefix=separate."
+        )
 
 
 def _reuse(config: DictConfig, keytoken: KeyTokenConfig) -> None:
@@ -370,6 +390,7 @@ RULES: tuple[Callable[[DictConfig, KeyTokenConfig], None], ...] = (
     _model,
     _kernels,
     _head,
+    _prefix,
     _reuse,
     _on_failure,
 )

@@ -36,7 +36,7 @@ KEYS = """
 attribution.base_tolerance attribution.check_base attribution.every_steps attribution.micro_batch_size
 attribution.num_workers attribution.on_failure
 attribution.pass_timeout_s attribution.placement attribution.shuffle_seed attribution.sync_timeout_s
-diagnostics.every_steps diagnostics.word_classes.color diagnostics.word_classes.direction
+prefix diagnostics.every_steps diagnostics.word_classes.color diagnostics.word_classes.direction
 diagnostics.word_classes.event diagnostics.word_classes.number diagnostics.word_classes.shape doctor
 export.enabled export.every_steps export.max_responses export.pictures
 cluster.actor_hosts cluster.answers_timeout_s cluster.attribution_hosts cluster.rollout_hosts

@@ -150,7 +150,9 @@ def test_what_does_not_fit_is_said_with_its_remedy() -> None:
     )
     assert any("answers at once and is asked for" in text for text in full.warnings)
     longer = ["actor_rollout_ref.actor.ppo_max_token_len_per_gpu=32768"]
-    verl = plan_of(["experiment=video_ktr_7b", "keytoken.kernels.head=verl", *longer])
+    verl = plan_of(
+        ["experiment=video_ktr_7b", "keytoken.kernels.head=verl", "keytoken.prefix=separate", *longer]
+    )
     assert any("smaller micro-batches" in text for text in verl.warnings)
 
 

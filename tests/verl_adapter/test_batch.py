@@ -15,10 +15,11 @@ from transfer_queue import KVBatchMeta
 from keytoken import fields
 from keytoken.attribution.types import TokenWeights
 from keytoken.attribution.views.frames import step_seed
-from keytoken.errors import ConfigurationError, WeightSyncError
+from keytoken.errors import WeightSyncError
 from keytoken.schema import ViewConfig
 from keytoken.verl_adapter import batch as batches
 from keytoken.verl_adapter.agent_loop import ANSWER_VISION_TOKENS, CLIP_READS, MEDIA_PUT_BYTES
+from keytoken.verl_adapter.balance import canonical_order
 
 
 def ragged(rows: list[list[float]]) -> torch.Tensor:
@@ -84,7 +85,7 @@ def test_the_order_does_not_depend_on_arrival() -> None:
     for seed in range(5):
         keys = random.Random(seed).sample(wanted, len(wanted))
         batch = meta(keys)
-        batches.canonical_order(batch)
+        canonical_order(batch)
         assert batch.keys == wanted
         assert [tag["key"] for tag in batch.tags] == wanted
 
@@ -158,31 +159,6 @@ def test_a_request_for_whole_groups_has_an_order_of_its_own() -> None:
     assert [tag["key"] for tag in request.tags] == request.keys
     assert request.extra_info == {"global_step": 7} and request.fields == list(batches.PASS_INPUTS)
     assert batch.keys == keys and batches.pass_request(batch, 7).keys == keys
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_no_group_is_split_over_ranks(seed: int) -> None:
-    """Groups of up to four, some answers lost and made up for, three ranks with a multiple of four each."""
-    draw = random.Random(seed)
-    sizes = [draw.choice([4, 4, 3, 1]) for _ in range(9)]
-    keys = [f"{prompt}_{answer}_0" for prompt, size in enumerate(sizes) for answer in range(size)]
-    keys += [f"pad5e_{number}_0" for number in range(36 - len(keys))]
-    draw.shuffle(keys)
-    order = batches.order_of_whole_groups(keys, [key.startswith("pad") for key in keys], num_ranks=3)
-    assert sorted(order) == list(range(36))
-    ranks = [
-        {keys[row].split("_")[0] for row in order[start : start + 12]} - {"pad5e"} for start in (0, 12, 24)
-    ]
-    assert sum(map(len, ranks)) == len(set.union(*ranks)) == 9
-
-
-def test_groups_that_fit_no_share_are_refused() -> None:
-    keys = [f"{prompt}_{answer}_0" for prompt in "abc" for answer in range(4)]
-    message = (
-        r"12 answers of a step do not divide over the 2 ranks .* 4 answers to prompt c.*ppo_mini_batch_size"
-    )
-    with pytest.raises(ConfigurationError, match=message):
-        batches.order_of_whole_groups(keys, [False] * 12, num_ranks=2)
 
 
 @pytest.mark.usefixtures("stored")

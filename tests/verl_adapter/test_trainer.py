@@ -126,14 +126,17 @@ def test_a_step_with_diagnostics_measures_more(preset: str, check_base: bool) ->
 
 
 @pytest.mark.parametrize(
-    ("preset", "asked"),
+    ("preset", "prefix", "asked"),
     [
-        ("grpo", None),
-        ("video_ktr", ["b_0_0", "a_0_0", "b_1_0", "a_1_0"]),
-        ("tw_grpo", ["a_0_0", "a_1_0", "b_0_0", "b_1_0"]),  # a prompt for each of the two ranks
+        ("grpo", "shared", None),
+        ("video_ktr", "separate", ["b_0_0", "a_0_0", "b_1_0", "a_1_0"]),
+        ("video_ktr", "shared", ["a_0_0", "a_1_0", "b_0_0", "b_1_0"]),  # a prompt for each of the two ranks
+        ("tw_grpo", "separate", ["a_0_0", "a_1_0", "b_0_0", "b_1_0"]),
     ],
 )
-def test_passes_are_asked_for_views_and_for_measures(preset: str, asked: list[str] | None) -> None:
+def test_passes_are_asked_for_views_and_for_measures(
+    preset: str, prefix: Any, asked: list[str] | None
+) -> None:
     requests: list[KVBatchMeta] = []
 
     def compute_attribution(request: KVBatchMeta) -> Any:
@@ -141,7 +144,7 @@ def test_passes_are_asked_for_views_and_for_measures(preset: str, asked: list[st
         return SimpleNamespace(futures=["future"])
 
     built = trainer(None)
-    built.keytoken = KeyTokenConfig(method=load_preset(preset))
+    built.keytoken = KeyTokenConfig(method=load_preset(preset), prefix=prefix)
     built.attribution_wg = SimpleNamespace(world_size=2, compute_attribution=compute_attribution)
     built._result_of = lambda futures, what: futures
     keys = ["b_0_0", "a_0_0", "b_1_0", "a_1_0"]
@@ -160,7 +163,8 @@ def test_diagnostics_ask_for_a_pass_where_the_method_does_not() -> None:
         method=load_preset("grpo"), diagnostics=DiagnosticsConfig(every_steps=built.global_steps)
     )
     built.attribution_wg = SimpleNamespace(
-        compute_attribution=lambda request: requests.append(request) or SimpleNamespace(futures=[])
+        world_size=1,
+        compute_attribution=lambda request: requests.append(request) or SimpleNamespace(futures=[]),
     )
     built._result_of = lambda futures, what: futures
     batch = KVBatchMeta(partition_id="train", keys=["a_0_0"], tags=[{}])

@@ -26,6 +26,12 @@ STATIC = ("one frame", "static")
 WITHOUT_VISION = ("text", "short text")
 
 
+@pytest.fixture(params=[True, False], ids=["shared", "separate"], autouse=True)
+def prefix(request: pytest.FixtureRequest, worker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test with a prompt for all its answers, and with one for each."""
+    monkeypatch.setattr(worker, "settings", dataclasses.replace(worker.settings, shared=request.param))
+
+
 def run(
     worker: Any,
     data: TensorDict,

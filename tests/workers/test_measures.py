@@ -23,6 +23,12 @@ TW_GRPO, TOR = load_preset("tw_grpo"), load_preset("tor_grpo")
 TOLERANCE = {"atol": 2e-5, "rtol": 1e-4}
 
 
+@pytest.fixture(params=[True, False], ids=["shared", "separate"], autouse=True)
+def prefix(request: pytest.FixtureRequest, worker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test with a prompt for all its answers, and with one for each."""
+    monkeypatch.setattr(worker, "settings", dataclasses.replace(worker.settings, shared=request.param))
+
+
 @pytest.fixture(scope="module")
 def answers(mixed: dict[str, Any]) -> dict[str, Any]:
     """The mixed rows, and a third answer to the first prompt that is empty; the three not side by side."""

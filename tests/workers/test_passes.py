@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from keytoken.workers.passes import PassSettings, score_rows
 from keytoken.workers.rows import Row, rows_of
 
 SETTINGS = PassSettings(micro_batch_size=16, temperature=1.0, use_remove_padding=False)
+BOTH_WAYS = pytest.mark.parametrize("shared", [False, True], ids=["separate", "shared"])
 
 
 def expected(logits: torch.Tensor, labels: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
@@ -38,6 +40,7 @@ def assert_equal_to_truth(
         )
 
 
+@BOTH_WAYS
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_a_mixed_batch_equals_one_forward_for_each_row(
     engine: Any,
@@ -45,12 +48,14 @@ def test_a_mixed_batch_equals_one_forward_for_each_row(
     truth: dict[str, dict[str, torch.Tensor]],
     as_batch: Callable[..., TensorDict],
     temperature: float,
+    shared: bool,
 ) -> None:
     rows = rows_of(as_batch(list(mixed.values())))
-    settings = PassSettings(micro_batch_size=16, temperature=temperature, use_remove_padding=False)
+    settings = dataclasses.replace(SETTINGS, temperature=temperature, shared=shared)
     assert_equal_to_truth(score_rows(engine, rows, settings, "real"), mixed, truth["real"], temperature)
 
 
+@BOTH_WAYS
 @pytest.mark.parametrize("micro_batch_size", [1, 3])
 def test_the_micro_batch_size_does_not_matter(
     engine: Any,
@@ -58,14 +63,41 @@ def test_the_micro_batch_size_does_not_matter(
     truth: dict[str, dict[str, torch.Tensor]],
     as_batch: Callable[..., TensorDict],
     micro_batch_size: int,
+    shared: bool,
 ) -> None:
-    settings = PassSettings(micro_batch_size, temperature=1.0, use_remove_padding=False)
+    """With micro-batches of one there is an empty answer alone in one of them."""
+    settings = dataclasses.replace(SETTINGS, micro_batch_size=micro_batch_size, shared=shared)
     rows = rows_of(as_batch(list(mixed.values())))
     assert_equal_to_truth(score_rows(engine, rows, settings, "real"), mixed, truth["real"])
 
 
-def test_no_rows_give_no_log_probs(engine: Any) -> None:
-    assert score_rows(engine, [], SETTINGS, "shuffled") == []
+@BOTH_WAYS
+def test_no_rows_give_no_log_probs(engine: Any, shared: bool) -> None:
+    assert score_rows(engine, [], dataclasses.replace(SETTINGS, shared=shared), "shuffled") == []
+
+
+def test_a_prompt_is_computed_once_for_its_answers(
+    engine: Any, mixed: dict[str, Any], as_batch: Callable[..., TensorDict]
+) -> None:
+    """Tokens that the model reads and clips that its vision tower sees, for two answers to one video."""
+    rows = rows_of(as_batch([mixed["video"], mixed["same video"]]))
+    read, seen = [], []
+    handles = [
+        engine.module.get_input_embeddings().register_forward_hook(
+            lambda _, ids, __: read.append(ids[0].numel())
+        ),
+        engine.module.model.visual.register_forward_pre_hook(
+            lambda _, __, named: seen.append(len(named["grid_thw"])), with_kwargs=True
+        ),
+    ]
+    for shared in (False, True):
+        score_rows(engine, rows, dataclasses.replace(SETTINGS, shared=shared), "real")
+    for handle in handles:
+        handle.remove()
+    prompt, answers = rows[0].prompt_length, [row.response_length for row in rows]
+    # The last token of the prompt stands before each answer, the last token of an answer predicts nothing.
+    assert read == [2 * max(map(len, rows)), prompt - 1 + sum(answers)]
+    assert seen == [2, 1]
 
 
 def test_the_head_reads_answer_positions_only(

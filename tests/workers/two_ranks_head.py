@@ -3,8 +3,9 @@
 Usage: two_ranks_head.py INPUTS OUTPUT_FOLDER. INPUTS is a torch file with configurations by name
 (``configs``), the batch of each rank (``batches``, with ``noise`` and ``reference_noise`` in place of old and
 reference log-probs) and the loss (``loss``). Rank r writes ``rank<r>.pt``, for each configuration: with
-``verl`` and ``fused`` the log-probs of its answers, loss, gradients of all parameters and share of touched
-rows; and how many rows of the head it holds.
+``verl``, ``fused``, ``shared`` and ``by_tokens`` (shared, in micro-batches of so many tokens) the log-probs
+of its answers, loss, gradients of all parameters, share of touched rows and number of forward passes; and how
+many rows of the head it holds.
 """
 
 import sys
@@ -55,9 +56,14 @@ def prepare(batches: list[Any], rank: int, log_probs: torch.Tensor) -> Any:
     return own
 
 
-def update(worker: Any, batch: Any, loss: Any, settings: HeadSettings) -> dict[str, Any]:
-    engine = worker.actor.engine
+def update(
+    worker: Any, batch: Any, loss: Any, settings: HeadSettings, **micro_batches: Any
+) -> dict[str, Any]:
+    engine, passes = worker.actor.engine, []
     set_head(engine, settings)
+    batch = batch.copy()
+    tensordict_utils.assign_non_tensor(batch, **micro_batches)
+    handle = engine.module.register_forward_pre_hook(lambda *_: passes.append(1))
     with engine.train_mode():
         engine.optimizer_zero_grad()
         output = engine.forward_backward_batch(batch.copy(), partial(token_weighted_loss, config=loss))
@@ -67,12 +73,14 @@ def update(worker: Any, batch: Any, loss: Any, settings: HeadSettings) -> dict[s
             if parameter.grad is not None
         }
         engine.optimizer_zero_grad()
+    handle.remove()
     share = output["metrics"].get("kernels/head_backward_share")
     return {
         "loss": output["loss"],
         "log_probs": answers(output["model_output"]["log_probs"], batch),
         "gradients": gradients,
         "share": None if share is None else share.aggregate(),
+        "passes": len(passes),
     }
 
 
@@ -91,9 +99,13 @@ def both_heads(rank: int, config: dict[str, Any], inputs: dict[str, Any]) -> dic
     current = worker.compute_log_prob(request)["log_probs"]
     batch = prepare(inputs["batches"], rank, answers(current, own))
     head = worker.actor.engine.module.get_output_embeddings().weight
+    shared = HeadSettings(fused=True, masked_loss=True, shared=True)
+    by_tokens = {"use_dynamic_bsz": True, "max_token_len_per_gpu": inputs["max_tokens"]}
     return {
         "verl": update(worker, batch, inputs["loss"], HeadSettings()),
         "fused": update(worker, batch, inputs["loss"], HeadSettings(fused=True, masked_loss=True)),
+        "shared": update(worker, batch, inputs["loss"], shared),
+        "by_tokens": update(worker, batch, inputs["loss"], shared, **by_tokens),
         "local_rows": head.to_local().shape[0],
         "full_rows": head.shape[0],
     }

@@ -24,7 +24,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import AttentionInterface
 
 from keytoken.errors import ConfigurationError
-from keytoken.prefix.layout import Tree, families, key_segments, seen_by_branches
+from keytoken.prefix.layout import SHARING_ATTENTION, Tree, families, key_segments, seen_by_branches
 
 # In transformers' form: takes a module, queries [1, heads, L, D], keys and values [1, key heads, L, D], a
 # mask and options; gives [1, L, heads, D], and the weights of attention or None.
@@ -163,11 +163,9 @@ def _two_calls(
     return torch.cat(found, dim=1)
 
 
-_FOLLOW: dict[str, Callable[..., Tensor]] = {
-    "sdpa": _two_calls,
-    "flash_attention": _segments,
-    "flex_attention": _block_mask,
-}
+_FOLLOW: dict[str, Callable[..., Tensor]] = dict(
+    zip(SHARING_ATTENTION, (_two_calls, _segments, _block_mask), strict=True)
+)
 
 
 def _refuse_replaced_attention(model: Any, config: Any) -> None:

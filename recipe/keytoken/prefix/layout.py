@@ -22,6 +22,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# How the names of implementations of attention begin that can compute trees (keytoken.prefix.attention).
+SHARING_ATTENTION = ("sdpa", "flash_attention", "flex_attention")
+
 
 @dataclass(frozen=True, slots=True)
 class Tree:
@@ -82,6 +85,39 @@ def cost_of(trees: Iterable[Tree]) -> Cost:
 def apart(trees: Iterable[Tree]) -> list[Tree]:
     """The same answers, each with a copy of its prompt: what a pass without sharing computes."""
     return [Tree(tree.stem, (branch,)) for tree in trees for branch in tree.branches]
+
+
+def bundled(trees: Sequence[Tree], max_tokens: int) -> list[list[tuple[int, range]]]:
+    """Which branches of which trees go into one sequence: as many as have room, in their order.
+
+    A tree that does not fit is cut, and each part has a copy of its stem; one branch that is too long by
+    itself gets a sequence of its own.
+
+    Returns:
+        For each sequence the numbers of its trees, each with the numbers of its branches.
+    """
+    bundles: list[list[tuple[int, range]]] = []
+    room = 0
+    for number, tree in enumerate(trees):
+        for part in _parts(tree, max_tokens):
+            length = tree.stem + sum(tree.branches[place] for place in part)
+            if length > room:
+                bundles.append([])
+                room = max_tokens
+            bundles[-1].append((number, part))
+            room -= length
+    return bundles
+
+
+def _parts(tree: Tree, max_tokens: int) -> list[range]:
+    """Consecutive branches that fit behind one copy of the stem."""
+    parts, start, length = list[range](), 0, tree.stem
+    for place, branch in enumerate(tree.branches):
+        if place > start and length + branch > max_tokens:
+            parts.append(range(start, place))
+            start, length = place, tree.stem
+        length += branch
+    return [*parts, range(start, len(tree.branches))]
 
 
 def branch_rows(trees: Sequence[Tree]) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 from keytoken.attribution.views.base import ModelInput
 from keytoken.attribution.views.masked import TEXT_ROW_COUNT
 from keytoken.errors import ConfigurationError, DataError
-from keytoken.prefix.layout import Cost, Tree, apart, branch_rows, cost_of
+from keytoken.prefix.layout import Cost, Tree, apart, branch_rows, bundled, cost_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -180,17 +180,22 @@ def arrange(groups: Iterable[Group], max_tokens: int) -> list[list[Group]]:
     Raises:
         ConfigurationError: See :func:`pack_inputs`.
     """
-    bundles: list[list[Group]] = []
-    room = 0
+    groups = list(groups)
     for group in groups:
-        for part in _parts(group, max_tokens):
-            length = len(part.tree)
-            if length > room:
-                bundles.append([])
-                room = max_tokens
-            bundles[-1].append(part)
-            room -= length
-    return bundles
+        longest = max(group.tree.branches)
+        if group.tree.stem + longest > max_tokens:
+            raise ConfigurationError(
+                f"prompt {group.prompt} has {group.tree.stem + 1} tokens and an answer with {longest} to "
+                f"score: more than the {max_tokens} that a pack may have. Allow more tokens in a pack, or "
+                "shorten the prompt."
+            )
+    return [
+        [
+            replace(groups[number], branches=tuple(groups[number].branches[place] for place in part))
+            for number, part in bundle
+        ]
+        for bundle in bundled([group.tree for group in groups], max_tokens)
+    ]
 
 
 def build_pack(groups: Sequence[Group]) -> Pack:
@@ -216,26 +221,6 @@ def build_pack(groups: Sequence[Group]) -> Pack:
         labels=labels,
         places=tuple(branch.place for branch in branches),
     )
-
-
-def _parts(group: Group, max_tokens: int) -> list[Group]:
-    """The group, or consecutive parts of it that are as large as the budget allows."""
-    stem, room = len(group.input_ids), 0
-    parts: list[list[Branch]] = []
-    for branch in group.branches:
-        length = len(branch.labels)
-        if stem + length > max_tokens:
-            raise ConfigurationError(
-                f"prompt {group.prompt} has {stem + 1} tokens and an answer with {length} to score: more "
-                f"than the {max_tokens} that a pack may have. Allow more tokens in a pack, or shorten the "
-                "prompt."
-            )
-        if length > room:
-            parts.append([])
-            room = max_tokens - stem
-        parts[-1].append(branch)
-        room -= length
-    return [replace(group, branches=tuple(part)) for part in parts]
 
 
 def _group(first: ModelInput, branches: Sequence[Branch]) -> Group:
@@ -266,11 +251,13 @@ def _same_prompt(one: ModelInput, other: ModelInput) -> bool:
         one.prompt_length == other.prompt_length
         and torch.equal(one.input_ids[prompt], other.input_ids[prompt])
         and torch.equal(one.position_ids[:, prompt], other.position_ids[:, prompt])
-        and one.media.keys() == other.media.keys()
-        and all(
-            value is other.media[name] or torch.equal(value, other.media[name])
-            for name, value in one.media.items()
-        )
+        and (one.media is other.media or _same_media(one.media, other.media))
+    )
+
+
+def _same_media(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(
+        value is other[name] or torch.equal(value, other[name]) for name, value in one.items()
     )
 
 

@@ -12,12 +12,12 @@ from transfer_queue import KVBatchMeta
 from keytoken import fields
 from keytoken.attribution.types import Outcomes, Signals, TokenWeights
 from keytoken.attribution.views.frames import step_seed
-from keytoken.errors import ConfigurationError, WeightSyncError
+from keytoken.errors import WeightSyncError
 from keytoken.losses.policy import loss_totals
 from keytoken.schema import ViewConfig
 from keytoken.verl_adapter.agent_loop import ANSWER_VISION_TOKENS, CLIP_READS, MEDIA_PUT_BYTES
+from keytoken.verl_adapter.balance import canonical, order_of_whole_groups
 from keytoken.verl_adapter.compat import response_to_nested
-from keytoken.verl_adapter.keys import place_of
 
 # What the attribution passes read; everything else stays in storage.
 PASS_INPUTS = ("input_ids", "position_ids", "responses", "multi_modal_inputs", "uid")
@@ -33,17 +33,20 @@ SIGNAL_FIELDS = (
 )
 
 
-def pass_request(batch: KVBatchMeta, global_step: int, num_ranks: int | None = None) -> KVBatchMeta:
+def pass_request(
+    batch: KVBatchMeta, global_step: int, num_ranks: int | None = None, *, strict: bool = True
+) -> KVBatchMeta:
     """The batch as the attribution passes ask for it.
 
     Args:
         batch: the batch, in the order of the actor's ranks.
         global_step: step that the scores are for.
-        num_ranks: ranks that share the passes, if all answers to a prompt must come to the same one. Then
+        num_ranks: ranks that share the passes, if all answers to a prompt should come to the same one. Then
             the request has an order of its own; what a pass writes is known by its key, not by its place.
+        strict: whether they have to.
 
     Raises:
-        ConfigurationError: see :func:`order_of_whole_groups`.
+        ConfigurationError: see :func:`keytoken.verl_adapter.balance.order_of_whole_groups`.
     """
     request = KVBatchMeta(
         partition_id=batch.partition_id,
@@ -53,47 +56,8 @@ def pass_request(batch: KVBatchMeta, global_step: int, num_ranks: int | None = N
         extra_info={"global_step": global_step},
     )
     if num_ranks is not None:
-        padding = [bool(tag.get("is_padding", False)) for tag in batch.tags]
-        request.reorder(order_of_whole_groups(batch.keys, padding, num_ranks))
+        request.reorder(order_of_whole_groups(request, num_ranks, strict=strict))
     return request
-
-
-def order_of_whole_groups(keys: list[str], padding: list[bool], num_ranks: int) -> list[int]:
-    """An order of rows in which no prompt has answers in two of the ranks' equal shares.
-
-    Every prompt goes to the first rank with room for it, and rows that verl made up fill the rest. Where a
-    share is a multiple of the answers to a prompt this finds an order, also if some prompts have fewer.
-
-    Args:
-        keys: of the rows.
-        padding: which rows verl made up.
-        num_ranks: ranks that take a share each; the rows divide over them.
-
-    Raises:
-        ConfigurationError: some prompt has no place.
-    """
-    share = len(keys) // num_ranks
-    groups: dict[str, list[int]] = {}
-    for row in _canonical(keys):
-        if not padding[row]:
-            groups.setdefault(place_of(keys[row])[0], []).append(row)
-    shares: list[list[int]] = [[] for _ in range(num_ranks)]
-    for prompt, group in groups.items():
-        room = next((rows for rows in shares if len(rows) + len(group) <= share), None)
-        if room is None:
-            raise ConfigurationError(
-                f"The {len(keys)} answers of a step do not divide over the {num_ranks} ranks of the "
-                f"attribution passes so that the {len(group)} answers to prompt {prompt}, which the method "
-                "compares, stay together. Make actor_rollout_ref.actor.ppo_mini_batch_size a multiple of "
-                "keytoken.attribution.num_workers, or of the actor's ranks if they run the passes."
-            )
-        room.extend(group)
-    filling = [row for row in range(len(keys)) if padding[row]]
-    for rows in shares:
-        missing = share - len(rows)
-        rows.extend(filling[:missing])
-        del filling[:missing]
-    return [row for rows in shares for row in rows]
 
 
 def read(batch: KVBatchMeta, names: list[str]) -> TensorDict:
@@ -150,7 +114,7 @@ def read_signals(
         disagreement=padded.get(fields.DISAGREEMENT),
         collision=padded.get(fields.COLLISION),
         tokens=padded["responses"].long(),
-        row_keys=torch.tensor(_canonical(batch.keys)).argsort(),
+        row_keys=torch.tensor(canonical(batch.keys)).argsort(),
         seed=step_seed(run_seed, step),
         step=step,
     )
@@ -249,13 +213,3 @@ def require_version(data: TensorDict, global_step: int) -> None:
             f"{sorted(versions)}, not of step {global_step - 1}: a weight sync was missed. Restart the run; "
             "trainer.resume_mode=auto continues from the last checkpoint."
         )
-
-
-def canonical_order(batch: KVBatchMeta) -> None:
-    """Sort a batch by prompt and answer number: answers arrive in the order they happened to finish."""
-    batch.reorder(_canonical(batch.keys))
-
-
-def _canonical(keys: list[str]) -> list[int]:
-    """The rows by prompt and answer number."""
-    return sorted(range(len(keys)), key=lambda row: place_of(keys[row]))

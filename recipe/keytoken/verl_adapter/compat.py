@@ -58,6 +58,7 @@ from verl.utils.import_utils import import_external_libs
 from verl.utils.metric import AggregationType, Metric
 from verl.utils.model import convert_weight_keys, extract_multi_modal_inputs
 from verl.utils.profiler import simple_timer
+from verl.utils.seqlen_balancing import log_seqlen_unbalance
 from verl.utils.tokenizer import hf_processor, hf_tokenizer
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 from verl.workers.config import FSDPEngineConfig, HFModelConfig, TrainingWorkerConfig
@@ -146,6 +147,7 @@ __all__ = [
     "initialize_global_process_group_ray",
     "jagged",
     "left_right_2_no_padding",
+    "log_seqlen_unbalance",
     "make_nd_compute_dataproto_dispatch_fn",
     "merge_weight_chunks",
     "need_critic",

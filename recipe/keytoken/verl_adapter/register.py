@@ -32,6 +32,7 @@ SHIMS = (
     Shim("S2", "gloo_backend", "verl.utils.distributed", True),
     Shim("S3", "vllm_distribution", "importlib.metadata", True),
     Shim("S4 S6 N9", "resident_engine", "verl.workers.engine.fsdp.transformer_impl", False),
+    Shim("N12", "shared_micro_batches", "verl.workers.engine.fsdp.transformer_impl", False),
     Shim("S5", "vllm_prepack", "vllm._custom_ops", True),
     Shim("N3", "cpu_snapshot", "verl.utils.fsdp_utils", True),
     Shim("B1", "ragged_positions", "verl.utils.tensordict_utils", False),

@@ -26,8 +26,8 @@ from keytoken.errors import ClusterError, NonFiniteError, WeightSyncError
 from keytoken.resources import num_slots
 from keytoken.schema import KeyTokenConfig
 from keytoken.verl_adapter import advantage as advantages
+from keytoken.verl_adapter import balance, diagnostics, export, media, order, placement, pools, trackers
 from keytoken.verl_adapter import batch as batches
-from keytoken.verl_adapter import diagnostics, export, media, order, placement, pools, trackers
 from keytoken.verl_adapter.answers import AnswerWatch
 from keytoken.verl_adapter.bounded import bounded
 from keytoken.verl_adapter.checkpointing import Checkpointing
@@ -180,9 +180,16 @@ class AttributionSteps(Checkpointing, Stopping, StandIn, _Trainer):
         metrics["data/media_held_bytes"] = float(media.clear_finished())
         return batch
 
-    def _balance_batch(self, batch: KVBatchMeta, *args: Any, **kwargs: Any) -> KVBatchMeta:
-        batches.canonical_order(batch)
-        return super()._balance_batch(batch, *args, **kwargs)
+    def _balance_batch(
+        self, batch: KVBatchMeta, metrics: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> KVBatchMeta:
+        """verl's; answers that share a prompt's computation then come to one rank of the actor."""
+        balance.canonical_order(batch)
+        batch = super()._balance_batch(batch, metrics, *args, **kwargs)
+        if self.keytoken.prefix == "shared":
+            ranks = max(self.actor_rollout_wg._dispatch_info["actor"]) + 1
+            metrics.update(balance.gather_groups(batch, ranks))
+        return batch
 
     def _get_required_batch_multiple(self, dp_size: int) -> int:
         workers = self.keytoken.attribution.num_workers if self._own_pool else 1
@@ -203,9 +210,10 @@ class AttributionSteps(Checkpointing, Stopping, StandIn, _Trainer):
         return batch
 
     def _launch_passes(self, batch: KVBatchMeta) -> Any:
-        compares_answers = "disagreement" in measures_of(self.keytoken.method)
-        num_ranks = self.attribution_wg.world_size if compares_answers else None
-        request = batches.pass_request(batch, self.global_steps, num_ranks)
+        compared = "disagreement" in measures_of(self.keytoken.method)
+        together = compared or self.keytoken.prefix == "shared"
+        num_ranks = self.attribution_wg.world_size if together else None
+        request = batches.pass_request(batch, self.global_steps, num_ranks, strict=compared)
         return self.attribution_wg.compute_attribution(request)
 
     def _passes_end(self, passes: Any) -> None:

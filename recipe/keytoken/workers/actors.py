@@ -51,6 +51,7 @@ def pass_settings(actor_config: DictConfig, keytoken: KeyTokenConfig) -> PassSet
         temperature=float(actor_config.rollout.temperature),
         use_remove_padding=bool(actor_config.model.use_remove_padding),
         impl=keytoken.kernels.impl,
+        shared=keytoken.prefix == "shared",
     )
 
 

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from keytoken import fields
 from keytoken.attribution.methods import measures_of
-from keytoken.attribution.views import VIEWS, ModelInput, ViewContext, VisionFormat, shows_one_picture
+from keytoken.attribution.views import VIEWS, ViewContext, VisionFormat, shows_one_picture
 from keytoken.schema import AttributionConfig, MethodConfig
 from keytoken.workers.passes import PassSettings, Wanted, measure_rows, score_rows
-from keytoken.workers.rows import Row, rows_of
+from keytoken.workers.rows import Row, model_input, rows_of
 
 
 def score_views(
@@ -91,17 +91,6 @@ def view_row(row: Row, name: str, context: ViewContext) -> Row | None:
     if view is None:
         return None
     return replace(row, input_ids=view.input_ids, position_ids=view.position_ids, media=view.media)
-
-
-def model_input(row: Row) -> ModelInput:
-    """What a view may see of a row."""
-    return ModelInput(
-        input_ids=row.input_ids,
-        position_ids=row.position_ids,
-        prompt_length=row.prompt_length,
-        media=row.media,
-        prompt=row.prompt,
-    )
 
 
 def _real_side(

@@ -1,8 +1,9 @@
 """The attribution passes: one batched, gradient-free forward for each view, answer positions only.
 
 The transformer runs over the whole sequence, the head over the answer's rows alone
-(:class:`keytoken.workers.answer_head.AnswerHead`). The pass over the real input can measure more of the same
-logits than log-probs (:func:`measure_rows`).
+(:class:`keytoken.workers.answer_head.AnswerHead`). Answers of a micro-batch share their prompts unless
+``keytoken.prefix=separate`` (:class:`keytoken.workers.packed.PackedRows`). The pass over the real input can
+measure more of the same logits than log-probs (:func:`measure_rows`).
 """
 
 from contextlib import nullcontext
@@ -14,7 +15,9 @@ import torch
 from torch import Tensor
 
 from keytoken.errors import ConfigurationError, NonFiniteError
+from keytoken.prefix.attention import share_prefix
 from keytoken.workers.answer_head import AnswerHead
+from keytoken.workers.packed import PackedRows
 from keytoken.workers.rows import Row, answer_row_index, batch_of
 from keytoken_kernels.dispatch import Impl
 from keytoken_kernels.head import Groups, head_measures
@@ -24,13 +27,16 @@ from keytoken_kernels.head import Groups, head_measures
 class PassSettings:
     """How a pass runs: ``micro_batch_size`` rows at a time, logits divided by ``temperature``.
 
-    ``impl`` is the implementation of the kernels (:func:`keytoken_kernels.dispatch.resolve`).
+    ``impl`` is the implementation of the kernels (:func:`keytoken_kernels.dispatch.resolve`). With ``shared``
+    rows of a micro-batch that answer the same prompt have one copy of it; otherwise each has its own, without
+    padding between them if ``use_remove_padding``.
     """
 
     micro_batch_size: int
     temperature: float
     use_remove_padding: bool
     impl: Impl = "auto"
+    shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +143,8 @@ def _run(
     engine: Any, chunks: list[list[Row]], settings: PassSettings, view: str, wanted: Wanted
 ) -> list[Tensor]:
     """``[K, R]`` for each row of each chunk, the rows of ``wanted.names``."""
+    if settings.shared:
+        share_prefix(engine.module)
     rows = [row for chunk in chunks for row in chunk]
     # First, because it is a collective itself and may not fall between those of another rank's forward.
     num_rounds = _largest_over_ranks(engine, len(chunks))
@@ -153,18 +161,26 @@ def _run(
 @torch.no_grad()
 def _score_chunk(engine: Any, rows: list[Row], settings: PassSettings, wanted: Wanted) -> list[Tensor]:
     device = next(engine.module.parameters()).device
-    batch = batch_of(rows, settings.temperature, settings.use_remove_padding).to(device)
-    inputs, _ = engine.prepare_model_inputs(micro_batch=batch)
-    index = answer_row_index(rows, settings.use_remove_padding).to(device)
-    score = partial(_score, rows=rows, settings=settings, wanted=wanted)
+    packed = PackedRows(rows) if settings.shared else None
+    if packed is not None:
+        inputs, index = packed.model_inputs(device), packed.pack.rows.to(device)
+        scored, labels = packed.in_order, packed.pack.labels
+    else:
+        batch = batch_of(rows, settings.temperature, settings.use_remove_padding).to(device)
+        inputs, _ = engine.prepare_model_inputs(micro_batch=batch)
+        index = answer_row_index(rows, settings.use_remove_padding).to(device)
+        scored, labels = rows, torch.cat([row.answer_ids for row in rows])
+    score = partial(_score, rows=scored, labels=labels, settings=settings, wanted=wanted)
     with _autocast(engine, device), AnswerHead(engine.module, index, score) as head:
         found = head.read(engine.module(**inputs, use_cache=False))
     values = torch.stack([value.flatten()[index] for value in found]).cpu()
+    if packed is not None:
+        return packed.by_row(values)
     return list(values.split([row.response_length for row in rows], dim=1))
 
 
 def _score(
-    hidden: Tensor, weight: Tensor, *, rows: list[Row], settings: PassSettings, wanted: Wanted
+    hidden: Tensor, weight: Tensor, *, rows: list[Row], labels: Tensor, settings: PassSettings, wanted: Wanted
 ) -> tuple[Tensor, ...]:
     """What is wanted of the hidden states [N, H] that predict the answers, row after row; [N] each."""
     groups = None
@@ -174,11 +190,10 @@ def _score(
             lengths=torch.tensor([row.response_length for row in rows]),
             prompts=torch.tensor([prompts.index(prompt) for prompt in prompts]),
         )
-    labels = torch.cat([row.answer_ids for row in rows]).to(hidden.device)
     found = head_measures(
         hidden,
         weight,
-        labels,
+        labels.to(hidden.device),
         settings.temperature,
         top_p=wanted.top_p,
         groups=groups,

@@ -11,6 +11,8 @@ from tensordict import TensorDict
 from tensordict.tensorclass import NonTensorData, NonTensorStack
 from torch import Tensor
 
+from keytoken.attribution.views import ModelInput
+
 # How the uid of such rows begins (verl 0.9.1, trainer/ppo/padding_utils.py:179); ours begin with a digit.
 _PADDING = "pad"
 
@@ -58,6 +60,17 @@ def rows_of(data: TensorDict) -> list[Row]:
     prompts = [str(uid) for uid in data["uid"]]
     parts = zip(ids, positions, answers, media, prompts, range(len(ids)), strict=True)
     return [Row(*part) for part in parts]
+
+
+def model_input(row: Row) -> ModelInput:
+    """What a view may see of a row, and what a pack is made of."""
+    return ModelInput(
+        input_ids=row.input_ids,
+        position_ids=row.position_ids,
+        prompt_length=row.prompt_length,
+        media=row.media,
+        prompt=row.prompt,
+    )
 
 
 def batch_of(rows: list[Row], temperature: float, use_remove_padding: bool) -> TensorDict:
