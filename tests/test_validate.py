@@ -342,6 +342,7 @@ ALLOWED: dict[str, dict[str, Any]] = {
     "other fsdp without views, with verl's head": {
         "keytoken.method.selection": None,
         "keytoken.kernels.head": "verl",
+        "keytoken.prefix": "separate",
         f"{ACTOR}.strategy": "fsdp",
     },
     "the head for answers": FUSED,

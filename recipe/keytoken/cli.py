@@ -169,7 +169,7 @@ def _name_lens(run_dir: Path) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from keytoken.bench import bench
+    from keytoken.bench.run import bench
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave by the way that stops the run in progress
     print(bench(arguments.overrides, arguments.steps, announce=print))

@@ -23,7 +23,17 @@ from kernel_bench.timing import turn_order
 from keytoken.prefix.attention import share_prefix
 from keytoken.prefix.layout import apart, cost_of
 from prefix_bench.cases import SHAPES, Shape, build_model, flops, group, under
-from prefix_bench.passes import packs_of, peak_bytes, score, seconds, separate, shared, update
+from prefix_bench.passes import (
+    packs_of,
+    peak_bytes,
+    score,
+    seconds,
+    separate,
+    shared,
+    stock_score,
+    stock_update,
+    update,
+)
 
 MIB = 1 << 20
 # Largest difference of a log-prob in nats, and relative difference of the gradient's norm, that is let pass.
@@ -69,6 +79,9 @@ def _case(
         "update_separate": partial(update, model, real, False),
         "update_shared": partial(update, model, real, True),
         "views_shared": lambda: [score(model, view, shared) for view in views],
+        "views_separate": lambda: [score(model, view, separate) for view in views],
+        "score_stock": partial(stock_score, model, real),
+        "update_stock": partial(stock_update, model, real),
     }
     trees = [tree for pack in packs_of(real) for tree in pack.trees]
     case: dict[str, Any] = {
@@ -80,7 +93,7 @@ def _case(
     if not case["agree"]:
         return case
     case["peak_mib"] = {
-        name: peak_bytes(call, device) / MIB for name, call in calls.items() if name != "views_shared"
+        name: peak_bytes(call, device) / MIB for name, call in calls.items() if not name.startswith("views")
     }
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds):
@@ -93,14 +106,32 @@ def _case(
 
 
 def _gates(calls: dict[str, Callable[[], Any]], dtype: torch.dtype) -> dict[str, Any]:
-    """Whether both ways give the same; also the first call of each, which is not timed."""
-    pairs = zip(calls["score_separate"](), calls["score_shared"](), strict=True)
-    gap = max(float((one - other).abs().max()) for one, other in pairs)
-    norm, other = calls["update_separate"](), calls["update_shared"]()
-    relative = abs(norm - other) / norm
-    calls["views_shared"]()
+    """Whether all ways give the same; also the first call of each, which is not timed."""
+    scores = {name: calls[f"score_{name}"]() for name in ("separate", "shared", "stock")}
+    gap = max(
+        float((one - other).abs().max())
+        for name in ("shared", "stock")
+        for one, other in zip(scores["separate"], scores[name], strict=True)
+    )
+    norm, *others = (calls[f"update_{name}"]() for name in ("separate", "shared", "stock"))
+    relative = max(abs(norm - other) / norm for other in others)
+    pairs = zip(calls["views_separate"](), calls["views_shared"](), strict=True)
+    gap = max(
+        gap, *(float((a - b).abs().max()) for one, other in pairs for a, b in zip(one, other, strict=True))
+    )
     nats, share = GATES[dtype]
     return {"gap_nats": gap, "gap_gradient": relative, "agree": gap <= nats and relative <= share}
+
+
+def steps_of(time_of: dict[str, float]) -> dict[str, float]:
+    """Seconds of the training side of a step: old log-probs, views if there are any, update."""
+    return {
+        "plain GRPO, stock": time_of["score_stock"] + time_of["update_stock"],
+        **{
+            f"Video-KTR, {way}": sum(time_of[f"{part}_{way}"] for part in ("score", "views", "update"))
+            for way in ("separate", "shared")
+        },
+    }
 
 
 def as_markdown(report: dict[str, Any]) -> str:
@@ -118,6 +149,9 @@ def as_markdown(report: dict[str, Any]) -> str:
         "shared, s",
         "ratio",
         "three views shared / one separate",
+        "step: plain GRPO, stock, s",
+        "Video-KTR separate / that",
+        "Video-KTR shared / that",
         "scoring: peak MiB, one at a time",
         "shared",
         "forward and backward: peak MiB, one at a time",
@@ -133,8 +167,10 @@ def as_markdown(report: dict[str, Any]) -> str:
 def _cells(case: dict[str, Any]) -> list[str]:
     head = [f"{case['prompt']:,}", str(case["size"])]
     if not case["agree"]:
-        return [*head, *[""] * 12, f"**{case['gap_nats']:.1e}: the two ways disagree**", ""]
+        return [*head, *[""] * 15, f"**{case['gap_nats']:.1e}: the two ways disagree**", ""]
     time_of, peak = case["seconds"], case["peak_mib"]
+    steps = steps_of(time_of)
+    plain = steps["plain GRPO, stock"]
 
     def trio(kind: str) -> list[str]:
         one, other = time_of[f"{kind}_separate"], time_of[f"{kind}_shared"]
@@ -146,6 +182,9 @@ def _cells(case: dict[str, Any]) -> list[str]:
         f"{case['model']:.2f}",
         *trio("update"),
         f"**{time_of['views_shared'] / time_of['score_separate']:.2f}**",
+        f"{plain:.2f}",
+        f"{steps['Video-KTR, separate'] / plain:.2f}",
+        f"**{steps['Video-KTR, shared'] / plain:.2f}**",
         *(f"{peak[name]:.0f}" for name in calls_in_order(peak)),
         f"{case['gap_nats']:.1e}",
         f"{case['load']:.1f}",
@@ -176,6 +215,8 @@ def _about(options: argparse.Namespace, device: torch.device, attention: str, sh
         "answers": "{} to {} tokens, all of them scored; loss on a quarter".format(*shape.answers),
         "activation checkpointing": str(shape.checkpointing),
         "times": f"median seconds {clock} of {options.rounds} rounds, all passes in turn within a round",
+        "step": "old log-probs, views (real, shuffled, masked) of Video-KTR, forward and backward",
+        "stock": "log-probs from logits of whole sequences, one answer at a time, as verl computes them",
         "by the model": "operations of text model, vision tower and head, from lengths alone",
         "load": "processes that wanted a core, one-minute mean at the end of the case",
     }

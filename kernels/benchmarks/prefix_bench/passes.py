@@ -55,10 +55,40 @@ def update(model: Any, inputs: Sequence[ModelInput], share: bool) -> float:
     for part in [inputs] if share else [[one] for one in inputs]:
         log_prob = torch.cat(run(model, part, differentiable_head))
         (_weights(part) * log_prob).sum().backward()
+    return _norm_of_gradients(model)
+
+
+def _norm_of_gradients(model: Any) -> float:
     norms = [value.grad.norm() for value in model.parameters() if value.grad is not None]
     norm = float(torch.stack(norms).norm())
     model.zero_grad(set_to_none=True)  # so that the next call allocates its own
     return norm
+
+
+def stock_score(model: Any, inputs: Sequence[ModelInput]) -> list[Tensor]:
+    """Log-probs and entropies as verl has them without any of this: from logits of whole sequences."""
+    model.eval()
+    with torch.no_grad():
+        return [_stock_one(model, one, entropy=True) for one in inputs]
+
+
+def stock_update(model: Any, inputs: Sequence[ModelInput]) -> float:
+    """:func:`update` with log-probs from logits of whole sequences, an answer at a time."""
+    model.train()
+    for one in inputs:
+        (_weights([one]) * _stock_one(model, one, entropy=False)).sum().backward()
+    return _norm_of_gradients(model)
+
+
+def _stock_one(model: Any, one: ModelInput, entropy: bool) -> Tensor:
+    output = model(
+        input_ids=one.input_ids[None], position_ids=one.position_ids[:, None], **one.media, use_cache=False
+    )
+    logits = output.logits[0].float()
+    if entropy:
+        (logits.logsumexp(-1) - (logits.softmax(-1) * logits).sum(-1)).sum()
+    log_probs = logits.log_softmax(-1).gather(1, one.input_ids.roll(-1)[:, None])[:, 0]
+    return log_probs[one.prompt_length - 1 : -1]
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from keytoken.bench import run_and_watch
+from keytoken.bench.run import run_and_watch
 from keytoken.demo.curves import read_metrics
 from keytoken.demo.render import draw_clip, write_clip
 from keytoken.demo.rows import question_row
