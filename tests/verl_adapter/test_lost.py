@@ -1,7 +1,14 @@
 """What is said of a process that died, from accounts that Ray 2.60.0 gave of killed ones."""
 
 import pytest
-from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayTaskError
+import ray
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    NodeDiedError,
+    OutOfMemoryError,
+    RayTaskError,
+)
 
 from keytoken.errors import KeyTokenError
 from keytoken.verl_adapter.lost import lost_process
@@ -34,6 +41,38 @@ def test_a_killed_worker_is_named(wrappings: int) -> None:
     assert str(lost).startswith(
         "The process of AttributionWorker (pid 25702 on 10.0.0.3) died: Worker unexpectedly exits with a "
         "connection error code 2. End of file. The same command goes on from the last complete checkpoint"
+    )
+
+
+def test_names_of_verl_are_explained() -> None:
+    account = KILLED.replace("AttributionWorker\n", "create_colocated_worker_cls.<locals>.WorkerDict\n", 1)
+    assert str(lost_process(died(account))).startswith(
+        "The process of WorkerDict (pid 25702 on 10.0.0.3, a rank of the actor) died: Worker"
+    )
+
+
+def test_a_lost_host_is_said() -> None:
+    account = KILLED.partition("The actor is dead")[0] + (
+        "The actor died because its node has died. Node Id: 64d1\n"
+        "\tthe actor's node was terminated unexpectedly: health check failed due to missing too many "
+        "heartbeats"
+    )
+    assert str(lost_process(died(account))).startswith(
+        "The process of AttributionWorker (pid 25702 on 10.0.0.3) died: its host was lost (health check "
+        "failed due to missing too many heartbeats). The same command"
+    )
+
+
+def test_an_actor_that_ray_calls_by_its_number_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the loss of a host and its failed health checks Ray says no more than that."""
+    number = "f5362aa21f0ee272e083795a04000000"
+    row = {"ActorClassName": "WorkerDict", "Pid": 702, "Address": {"IPAddress": "10.0.0.4"}}
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray._private.state, "actors", {number: row}.get)
+    problem = ActorUnavailableError("RpcError: Connection reset by peer; RPC code 14", bytes.fromhex(number))
+    assert str(lost_process(problem)).startswith(
+        "The process of WorkerDict (pid 702 on 10.0.0.4, a rank of the actor) cannot be reached: RpcError: "
+        "Connection reset by peer; RPC code 14. The same command"
     )
 
 
