@@ -149,9 +149,9 @@ class Job:
             pytest.fail(f"the run ended with {code}; last lines of its log:\n{self.tail()}", pytrace=False)
         return self.run
 
-    def wait_for(self, ready: Callable[[], bool]) -> None:
+    def wait_for(self, ready: Callable[[], bool], timeout_s: float = RUN_TIMEOUT_S) -> None:
         """Wait until a condition holds, while the run is alive."""
-        limit = time.monotonic() + RUN_TIMEOUT_S
+        limit = time.monotonic() + timeout_s
         while not ready():
             if self.process.poll() is not None or time.monotonic() > limit:
                 self.kill()

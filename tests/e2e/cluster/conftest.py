@@ -19,14 +19,22 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[3]
-STEPS = ("trainer.total_training_steps=4", "trainer.save_freq=2")
+# Enough for two steps between one fault and the next; each is saved, and is where the next try goes on.
+STEPS = ("trainer.total_training_steps=16", "trainer.save_freq=1")
 ACROSS = (
     "trainer.nnodes=2",
     "trainer.n_gpus_per_node=1",
     *(f"keytoken.cluster.{pool}_hosts={pool}_host" for pool in ("actor", "rollout", "attribution")),
 )
 # What a run's metrics have of the clock, and of where its workers are.
-CLOCK = re.compile(r"timing|perf/|_s$|seconds|throughput|mfu")
+CLOCK = re.compile(r"timing|perf/|_s$|_s/|seconds|throughput|mfu")
+# What compares the engine's log-probs with the actor's. The engine joins the requests that have come to one
+# batch, which is another at every run, and rounds otherwise: between two runs on the same hosts these metrics
+# differed by up to 5e-7. The gap that they measure is a thousand times as large.
+ENGINE = re.compile(r"^rollout_corr/|^training/rollout_|^parity/")
+ENGINE_ROUNDING = 5e-6
+# The parity gate is asked once a try, so a try that goes on has its answer in another step.
+GATE = re.compile(r"^parity/(?!rollout_)")
 # What Ray calls the processes of the pools.
 WORKERS = ("ray::AttributionWorker", "ray::ProbedServer", "ray::WorkerDict")
 START_LIMIT_S = 180
@@ -247,18 +255,21 @@ def placed(whole: tuple[Any, dict[str, list[str]]]) -> dict[str, list[str]]:
 
 @pytest.fixture(scope="session")
 def one_host(launcher: Any) -> Any:
-    """The same run with two ranks of the actor on one host."""
-    return launcher.run("one_host", *STEPS, "trainer.nnodes=1", "trainer.n_gpus_per_node=2")
+    """The same run, its first steps, with two ranks of the actor on one host."""
+    words = ("trainer.total_training_steps=4", "trainer.save_freq=2", "trainer.n_gpus_per_node=2")
+    return launcher.run("one_host", *words)
 
 
 @pytest.fixture(scope="session")
 def assert_same_steps() -> Callable[[Any, Any, Sequence[int]], None]:
-    """Bit for bit: metrics, answers with all that is known of their tokens, weights of both ranks."""
+    """Bit for bit: metrics, answers with all that is known of their tokens, weights of both ranks.
+
+    Only what the engine's own roundings go into may differ by as much as these.
+    """
 
     def compare(run: Any, other: Any, steps: Sequence[int]) -> None:
         for step in steps:
-            one, two = (_metrics_of(each, step) for each in (run, other))
-            assert {key: (one[key], two.get(key)) for key in one if one[key] != two.get(key)} == {}
+            assert _differences(*(_metrics_of(each, step) for each in (run, other))) == {}
             pd.testing.assert_frame_equal(run.tokens(step), other.tokens(step), check_exact=True)
         last = max(steps)
         for rank in (0, 1):
@@ -271,6 +282,24 @@ def assert_same_steps() -> Callable[[Any, Any, Sequence[int]], None]:
 def _metrics_of(run: Any, step: int) -> dict[str, float]:
     (row,) = (row for row in run.metrics() if row["training/global_step"] == step)
     return {key: value for key, value in row.items() if not CLOCK.search(key)}
+
+
+def _differences(one: dict[str, float], two: dict[str, float]) -> dict[str, tuple[Any, Any]]:
+    """The metrics of a step that two runs do not share."""
+    found, engine = {}, 0.0
+    for name in one.keys() | two.keys():
+        mine, others = one.get(name), two.get(name)
+        if mine is None or others is None:
+            if not GATE.search(name):
+                found[name] = (mine, others)
+            continue
+        tolerance = ENGINE_ROUNDING if ENGINE.search(name) else 0.0
+        if tolerance:
+            engine = max(engine, abs(mine - others))
+        if not abs(mine - others) <= tolerance:
+            found[name] = (mine, others)
+    print(f"step {one['training/global_step']:g}: the engine's roundings made up to {engine:.1e}")
+    return found
 
 
 def _weights_of(run: Any, step: int, rank: int) -> dict[str, torch.Tensor]:

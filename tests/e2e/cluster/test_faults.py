@@ -1,12 +1,16 @@
-"""The loss of a process, a host or its network while a job trains over several hosts.
+"""The loss of a process, a host or its network while a job trains over several hosts, and telling it to stop.
 
-Each is caused when the checkpoint of step 2 is complete. The job has to end with a message that names what
-was lost, and its second try has to make the same steps 3 and 4 as the uninterrupted run. What was seen is
-told in ``recipe/docs/faults.md``.
+One job loses them all, one after the other, each behind a step that is saved. It has to end each time with a
+message that names what was lost, nothing of it may be left, and the next try has to make the next step as the
+uninterrupted run made it. What was seen is told in ``recipe/docs/faults.md``.
 """
 
 import dataclasses
+import os
 import re
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +21,15 @@ import pytest
 
 pytestmark = [pytest.mark.e2e, pytest.mark.cluster, pytest.mark.timeout(1800)]
 
-# Ray calls a host dead, or a process, before this; then the delay, and the start of the second try.
+# Ray calls a host dead, or a process, before this; then the delay, and the start of the next try.
 NOTICED_S = 90.0
 RESTART_DELAY_S = 15
+GIVEN_UP_S = 300.0
+STOPPED_S = 120.0
+MAX_RESTARTS = 9
+RETRY = f" of {MAX_RESTARTS} in {RESTART_DELAY_S} s, from the last complete checkpoint"
+# The processes of a run; of Ray itself others stay.
+OF_A_RUN = re.compile(r"^ray::(?!IDLE|DashboardAgent|RuntimeEnvAgent)|^VLLM::|keytoken\.cli train")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +38,7 @@ class Fault:
 
     Attributes:
         cause: Causes the fault; returns what the message says of its place.
-        says: The first words of the message, in which ``{where}`` is that.
+        says: How the message begins, in which ``{where}`` is that.
         mend: Brings the cluster back to four hosts, as soon as the loss was noticed.
     """
 
@@ -79,32 +89,126 @@ FAULTS = {
     "attribution worker": Fault(
         killing("ray::AttributionWorker", "h1"), "The process of AttributionWorker ({where}) died"
     ),
-    "rollout server": Fault(killing("ray::ProbedServer", "h2"), "The process of ProbedServer ({where}) died"),
-    "actor rank": Fault(killing("ray::WorkerDict", "h4"), "The process of WorkerDict ({where}) died"),
+    "rollout server": Fault(
+        killing("ray::ProbedServer", "h2"), "The process of ProbedServer ({where}, vLLM's server) died"
+    ),
+    "actor rank": Fault(
+        killing("ray::WorkerDict", "h4"), "The process of WorkerDict ({where}, a rank of the actor) died"
+    ),
     "driver": Fault(killing("python -m keytoken.cli train", "h1"), "Job entrypoint command failed"),
     "host": Fault(kill_host, "{where}", start_host),
     "network": Fault(cut_network, "{where}", replace_cut_host),
 }
 
 
+class Unlucky:
+    """The job to which all of it happens."""
+
+    def __init__(self, submit: Callable[..., Any], expected: Any, same: Callable[..., None]) -> None:
+        self._submit, self._expected, self._same = submit, expected, same
+        self._tries = self._read = 0
+
+    def start(self, *flags: str) -> None:
+        """Submit it, or submit it again once it was told to stop."""
+        self._read += len(self.said()) if self._tries else 0
+        self.job = self._submit("unlucky", *flags)
+        self.folder = self.job.run.folder
+        self.first_step_of_a_try()
+
+    def first_step_of_a_try(self) -> None:
+        """Wait for the first step that the next try makes; it has to be that of the uninterrupted run."""
+        self.job.wait_for(self._has_made_one)
+        self._tries += 1
+        self.compare(int(self.job.run.metrics()[0]["training/global_step"]))
+
+    def _has_made_one(self) -> bool:
+        """Each try moves the metrics of the one before away."""
+        earlier = len(list(self.folder.glob("metrics.*.jsonl")))
+        return earlier == self._tries and (self.folder / "metrics.jsonl").exists() and self._rows()
+
+    def _rows(self) -> bool:
+        return "training/global_step" in (self.folder / "metrics.jsonl").read_text()
+
+    def compare(self, step: int) -> None:
+        """That step is bit for bit the one of the uninterrupted run."""
+        self._same(self.job.run, self._expected, [step])
+
+    def said(self) -> str:
+        """What the command that follows the job printed since it was started."""
+        return str(self.job.log.read_text(errors="replace"))[self._read :]
+
+
+@pytest.fixture(scope="module")
+def unlucky(submit_across: Any, across_hosts: Any, assert_same_steps: Any) -> Any:
+    started = Unlucky(submit_across, across_hosts, assert_same_steps)
+    started.start(f"--max-restarts={MAX_RESTARTS}", f"--restart-delay={RESTART_DELAY_S}")
+    yield started
+    started.job.kill()
+
+
+def left_over(hosts: Any, but: set[str]) -> list[str]:
+    """Processes of a run on hosts that live, a while after its end."""
+    limit = time.monotonic() + RESTART_DELAY_S
+    while True:
+        there = {name: host.processes() for name, host in hosts.hosts.items() if name not in but}
+        titles = [f"{name}: {title(process)}" for name, found in there.items() for process in found]
+        left = [each for each in titles if OF_A_RUN.search(each.partition(": ")[2])]
+        if not left or time.monotonic() > limit:
+            return left
+        time.sleep(0.5)
+
+
+def title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return ""
+
+
 @pytest.mark.parametrize("name", FAULTS)
-def test_the_job_says_what_was_lost_and_goes_on(
-    name: str, hosts: Any, submit_across: Any, across_hosts: Any, assert_same_steps: Any
-) -> None:
-    fault, folder = FAULTS[name], name.replace(" ", "_")
-    job = submit_across(folder, "--max-restarts=1", f"--restart-delay={RESTART_DELAY_S}")
-    marker = job.run.folder / "checkpoints" / "latest_checkpointed_iteration.txt"
-    job.wait_for(lambda: marker.exists() and marker.read_text().strip() == "2")
-    before = job.log.read_text(errors="replace")
+def test_the_job_says_what_was_lost_and_goes_on(name: str, unlucky: Any, hosts: Any) -> None:
+    fault, before = FAULTS[name], len(unlucky.said())
     where, began = fault.cause(hosts), time.monotonic()
-    job.wait_for(lambda: "Try 1 of 1" in job.log.read_text(errors="replace"))
+    unlucky.job.wait_for(lambda: RETRY in unlucky.said()[before:], GIVEN_UP_S)
     noticed = time.monotonic() - began
-    said = job.log.read_text(errors="replace").removeprefix(before).partition("Try 1 of 1")[0]
-    print(f"{name} ({where}): the job had ended after {noticed:.1f} s, saying\n{said}")
+    said = unlucky.said()[before:].partition(RETRY)[0]
+    left = left_over(hosts, {"h2"} if fault.mend is replace_cut_host else set())
+    print(f"{name} ({where}): the job had ended after {noticed:.1f} s, saying\n{said}\nleft: {left}")
     fault.mend(hosts)
-    resumed = job.finish()
-    print("left", {h: [" ".join(p.cmdline())[:60] for p in ps] for h, ps in hosts.processes("VLLM").items()})
+    unlucky.first_step_of_a_try()
     assert noticed < NOTICED_S
     assert fault.says.format(where=where) in said
-    assert [int(step["training/global_step"]) for step in resumed.metrics()] == [3, 4]
-    assert_same_steps(resumed, across_hosts, (3, 4))
+    assert left == []
+
+
+def test_sigterm_to_the_command_that_follows_the_job(unlucky: Any, hosts: Any) -> None:
+    unlucky.job.process.send_signal(signal.SIGTERM)
+    assert_stopped(unlucky, hosts)
+    assert "SIGTERM: the job is asked to stop" in unlucky.said()
+
+
+def test_ray_job_stop(unlucky: Any, hosts: Any) -> None:
+    unlucky.start("--id=told")
+    stop = [sys.executable, "-m", "ray.scripts.scripts", "job", "stop", "--address", hosts.address, "told"]
+    done = subprocess.run(
+        [*hosts.on_client, *stop],
+        env={**os.environ, **hosts.client},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=STOPPED_S,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_stopped(unlucky, hosts)
+
+
+def assert_stopped(unlucky: Any, hosts: Any) -> None:
+    """The step that ran is complete, saved and that of the uninterrupted run; nothing is left of the job."""
+    began, code = time.monotonic(), unlucky.job.process.wait(STOPPED_S)
+    said = unlucky.said()
+    print(f"the job had ended with {code} after {time.monotonic() - began:.1f} s, saying\n{said[-1500:]}")
+    assert code == 143
+    (step,) = re.findall(r"keytoken: SIGTERM: the run ended after step (\d+), saved in ", said)
+    assert unlucky.job.run.checkpoint(int(step)).is_dir()
+    unlucky.compare(int(step))
+    assert left_over(hosts, set()) == []

@@ -7,13 +7,14 @@ import pytest
 pytestmark = [pytest.mark.e2e, pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 
+@pytest.mark.placement
 def test_every_pool_is_on_its_hosts(across_hosts: Any, placed: dict[str, list[str]]) -> None:
     assert placed == {
         "ray::AttributionWorker": ["h1"],
         "ray::ProbedServer": ["h2"],
         "ray::WorkerDict": ["h3", "h4"],
     }
-    assert len(across_hosts.metrics()) == 4
+    assert len(across_hosts.metrics()) == 16
 
 
 def test_hosts_that_the_cluster_lacks_are_named(submit_across: Any) -> None:
