@@ -95,6 +95,22 @@ def test_the_address_that_is_given_wins(misbehaving: Misbehaving, monkeypatch: p
     assert list(misbehaving.jobs) == ["job"] and not other.jobs
 
 
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (137, "was ended by SIGKILL, as the kernel does when memory is short"),
+        (-9, "was ended by SIGKILL, as the kernel does when memory is short"),
+        (-11, "was ended by SIGSEGV)"),
+        *[(code, None) for code in (0, 1, 3, 128, 143, -15, None)],
+    ],
+)
+def test_a_driver_that_a_signal_ended(misbehaving: Misbehaving, code: int | None, said: str | None) -> None:
+    misbehaving.add("job", "FAILED", "/runs/1")
+    misbehaving.jobs["job"]["driver_exit_code"] = code
+    message = JobServer(misbehaving.address).follow("job", lambda text: None).message
+    assert message.startswith("Job finished") and (said in message if said else message == "Job finished")
+
+
 def test_a_short_outage_is_waited_for_and_the_job_sent_once(misbehaving: Misbehaving) -> None:
     server = JobServer(misbehaving.address)
     misbehaving.faults = [502, 500]

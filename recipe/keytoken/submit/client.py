@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -207,8 +208,19 @@ class JobServer:
 
 def _outcome_of(details: JobDetails) -> Outcome:
     message = _first_line(details.message or "").partition(_LOGS)[0]
+    message += _signal_of(details.driver_exit_code)
     seconds = ((details.end_time or 0) - (details.start_time or 0)) / 1000.0
     return Outcome(str(details.status.value), details.driver_exit_code, message, seconds)
+
+
+def _signal_of(code: int | None) -> str:
+    """What ended a driver that did not end by itself, whose log has no word of it."""
+    number = -code if code and code < 0 else (code or 0) - 128  # as Python says it, and as a shell does
+    if number not in set(signal.Signals) or number == signal.SIGTERM:  # after that one it ends by itself
+        return ""
+    name = signal.Signals(number).name
+    killed = ", as the kernel does when memory is short: `dmesg` on the head" if name == "SIGKILL" else ""
+    return f" (the driver, `keytoken train` on the head, was ended by {name}{killed})"
 
 
 def _first_line(what: object) -> str:
