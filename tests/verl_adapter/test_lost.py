@@ -70,7 +70,9 @@ def test_an_actor_that_ray_calls_by_its_number_is_looked_up(monkeypatch: pytest.
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray._private.state, "actors", {number: row}.get)
     problem = ActorUnavailableError("RpcError: Connection reset by peer; RPC code 14", bytes.fromhex(number))
-    assert str(lost_process(problem)).startswith(
+    message = str(lost_process(problem))
+    assert "`ray status` says which nodes live" in message and "dmesg" not in message
+    assert message.startswith(
         "The process of WorkerDict (pid 702 on 10.0.0.4, a rank of the actor) cannot be reached: RpcError: "
         "Connection reset by peer; RPC code 14. The same command"
     )

@@ -42,11 +42,15 @@ _DETAIL = re.compile(r"Worker exit detail: ([^.]*(?:\. [^S][^.]*)?)|(The node [^
 _HOST = re.compile(r"the actor's node was terminated[^:]*: ([^\n]*)")
 _UNAVAILABLE = re.compile(r"is unavailable: (.*?)\.? The task may or may not", re.DOTALL)
 _MEMORY = re.compile(r"Memory on the node .* was ([\d.]+\wB) used / ([\d.]+\wB) limit")
-_REMEDY = (
+_AGAIN = (
     "The same command goes on from the last complete checkpoint (`keytoken submit --max-restarts N` gives it "
-    "again by itself). Out of memory is the most frequent cause: the kernel's log (`dmesg`) names killed "
-    "processes, and the logs of Ray's session folder hold the last words of each."
+    "again by itself). "
 )
+_KILLED = (
+    "Out of memory is the most frequent cause: the kernel's log (`dmesg`) names killed processes, and the "
+    "logs of Ray's session folder hold the last words of each."
+)
+_GONE = "Its host has been switched off, or the network to it has failed: `ray status` says which nodes live."
 
 
 def lost_process(problem: BaseException) -> ClusterError | None:
@@ -65,8 +69,9 @@ def lost_process(problem: BaseException) -> ClusterError | None:
     who = f"The process of {name}" if name else "A process of the run"
     role = _ROLES.get(name, "")
     where = f" (pid {facts['pid']} on {facts['ip']}{role})" if {"pid", "ip"} <= set(facts) else ""
-    what = "cannot be reached" if isinstance(problem, ActorUnavailableError) else "died"
-    return ClusterError(f"{who}{where} {what}: {_detail(text)}. {_REMEDY}")
+    away = isinstance(problem, ActorUnavailableError)
+    what, cause = ("cannot be reached", _GONE) if away else ("died", _GONE if _HOST.search(text) else _KILLED)
+    return ClusterError(f"{who}{where} {what}: {_detail(text)}. {_AGAIN}{cause}")
 
 
 def _looked_up(problem: BaseException) -> dict[str, str]:
