@@ -19,8 +19,9 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[3]
-# Enough for two steps between one fault and the next; each is saved, and is where the next try goes on.
-STEPS = ("trainer.total_training_steps=16", "trainer.save_freq=1")
+# Enough for two steps between one fault and the next; each is saved, and is where the next try goes on. An
+# epoch of the tiny world has seven.
+STEPS = ("trainer.total_training_steps=16", "trainer.total_epochs=3", "trainer.save_freq=1")
 ACROSS = (
     "trainer.nnodes=2",
     "trainer.n_gpus_per_node=1",

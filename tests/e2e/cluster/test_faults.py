@@ -95,7 +95,10 @@ FAULTS = {
     "actor rank": Fault(
         killing("ray::WorkerDict", "h4"), "The process of WorkerDict ({where}, a rank of the actor) died"
     ),
-    "driver": Fault(killing("python -m keytoken.cli train", "h1"), "Job entrypoint command failed"),
+    "driver": Fault(
+        killing("python -m keytoken.cli train", "h1"),
+        "(the driver, `keytoken train` on the head, was ended by SIGKILL",
+    ),
     "host": Fault(kill_host, "{where}", start_host),
     "network": Fault(cut_network, "{where}", replace_cut_host),
 }

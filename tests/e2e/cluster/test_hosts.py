@@ -7,7 +7,6 @@ import pytest
 pytestmark = [pytest.mark.e2e, pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 
-@pytest.mark.placement
 def test_every_pool_is_on_its_hosts(across_hosts: Any, placed: dict[str, list[str]]) -> None:
     assert placed == {
         "ray::AttributionWorker": ["h1"],
