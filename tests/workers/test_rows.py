@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from tensordict import TensorDict
+from tensordict.tensorclass import NonTensorData, NonTensorStack
 
-from keytoken.workers.rows import Row, batch_of, rows_of
+from keytoken.workers.rows import Row, batch_of, one_object_each, rows_of
 
 
 def assert_rows_are(rows: list[Row], examples: list[Any], first: int = 0) -> None:
@@ -65,3 +67,40 @@ def test_batch_of_is_the_inverse(mixed: dict[str, Any], as_batch: Callable[..., 
     assert batch["temperature"] == 0.5
     longest = max(map(len, rows))
     assert batch["input_ids"].to_padded_tensor(0).shape == (len(rows), longest)
+
+
+def test_answers_that_are_shown_the_same_have_it_in_one_object(
+    mixed: dict[str, Any], as_batch: Callable[..., TensorDict]
+) -> None:
+    rows: list[Row | None] = list(rows_of(as_batch([mixed["video"], mixed["same video"], mixed["image"]])))
+    rows = [replace(row, media={name: value.clone() for name, value in row.media.items()}) for row in rows]
+    darker = replace(rows[0], media={**rows[0].media, "pixel_values_videos": torch.zeros(2, 2)})
+    found = one_object_each([*rows, darker, None])
+    assert found[1].media is found[0].media is rows[0].media
+    assert found[2].media is rows[2].media and found[3].media is darker.media and found[4] is None
+    assert [row.number for row in found[:3]] == [0, 1, 2]
+
+
+class Reference(Mapping[str, torch.Tensor]):
+    """Stands for media that are fetched when they are asked for, and must not be here."""
+
+    prompt = "p0"
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        raise AssertionError("fetched")
+
+    def __iter__(self) -> Iterator[str]:
+        yield "pixel_values"
+
+    def __len__(self) -> int:
+        return 1
+
+
+def test_references_to_one_prompt_become_one(
+    mixed: dict[str, Any], as_batch: Callable[..., TensorDict]
+) -> None:
+    data = as_batch([mixed["video"], mixed["same video"], mixed["text"]])
+    media = [Reference(), Reference(), {}]
+    data["multi_modal_inputs"] = NonTensorStack(*map(NonTensorData, media))
+    first, second, text = rows_of(data)
+    assert first.media is second.media and text.media is not first.media

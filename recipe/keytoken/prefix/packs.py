@@ -251,11 +251,14 @@ def _same_prompt(one: ModelInput, other: ModelInput) -> bool:
         one.prompt_length == other.prompt_length
         and torch.equal(one.input_ids[prompt], other.input_ids[prompt])
         and torch.equal(one.position_ids[:, prompt], other.position_ids[:, prompt])
-        and (one.media is other.media or _same_media(one.media, other.media))
+        and same_media(one.media, other.media)
     )
 
 
-def _same_media(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+def same_media(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether two prompts show the same, pixel by pixel where they are not one object."""
+    if one is other:
+        return True
     return one.keys() == other.keys() and all(
         value is other[name] or torch.equal(value, other[name]) for name, value in one.items()
     )

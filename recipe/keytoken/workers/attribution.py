@@ -23,7 +23,7 @@ from keytoken.attribution.methods import measures_of
 from keytoken.attribution.views import VIEWS, ViewContext, VisionFormat, shows_one_picture
 from keytoken.schema import AttributionConfig, MethodConfig
 from keytoken.workers.passes import PassSettings, Wanted, measure_rows, score_rows
-from keytoken.workers.rows import Row, model_input, rows_of
+from keytoken.workers.rows import Row, model_input, one_object_each, rows_of
 
 
 def score_views(
@@ -72,7 +72,7 @@ def score_views(
         real = _real_side(engine, rows, _wanted(method, collision), attribution, settings, outputs)
     lap = time.perf_counter()
     for name in method.views if views is None else views:
-        seen = [view_row(row, name, context) for row in rows]
+        seen = one_object_each([view_row(row, name, context) for row in rows])
         log_prob, applies = fields.view_outputs(name)
         if scored:
             outputs[log_prob] = _score_where_it_exists(engine, seen, real, settings, name)

@@ -3,8 +3,8 @@
 Legend: ``L`` tokens of prompt and answer, ``R`` tokens of the answer, ``B`` rows.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from tensordict import TensorDict
@@ -12,6 +12,7 @@ from tensordict.tensorclass import NonTensorData, NonTensorStack
 from torch import Tensor
 
 from keytoken.attribution.views import ModelInput
+from keytoken.prefix.packs import same_media
 
 # How the uid of such rows begins (verl 0.9.1, trainer/ppo/padding_utils.py:179); ours begin with a digit.
 _PADDING = "pad"
@@ -56,10 +57,24 @@ def rows_of(data: TensorDict) -> list[Row]:
     lengths = [int(row.shape[0]) for row in ids]
     positions = _split_positions(data["position_ids"], lengths)
     answers = [int(row.shape[0]) for row in data["responses"].unbind()]
-    media = [_media(data, index) for index in range(len(ids))]
     prompts = [str(uid) for uid in data["uid"]]
+    media = [_media(data, index) for index in range(len(ids))]
+    # Of references to the pixels of one prompt one is enough; nobody has to compare what they fetch.
+    first = {getattr(one, "prompt", None): one for one in reversed(media)}
+    media = [first[one.prompt] if hasattr(one, "prompt") else one for one in media]
     parts = zip(ids, positions, answers, media, prompts, range(len(ids)), strict=True)
     return [Row(*part) for part in parts]
+
+
+def one_object_each(rows: Sequence[Row | None]) -> list[Row | None]:
+    """The same rows; answers to one prompt that are shown the same have it in one object, not in copies."""
+    first: dict[str, Mapping[str, Tensor]] = {}
+    found: list[Row | None] = []
+    for row in rows:
+        media = first.setdefault(row.prompt, row.media) if row is not None else {}
+        alike = row is not None and media is not row.media and same_media(media, row.media)
+        found.append(replace(row, media=media) if row is not None and alike else row)
+    return found
 
 
 def model_input(row: Row) -> ModelInput:
