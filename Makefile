@@ -24,8 +24,9 @@ lint: setup  ## ruff (lint and format) and mypy
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 
-bench: setup  ## cost of attribution beside plain GRPO, and of the kernels (on a CPU: their reference)
+bench: setup  ## steps and passes beside stock GRPO, and the kernels (on a CPU: their reference)
 	.venv/bin/keytoken bench
+	$(PYTHON) kernels/benchmarks/prefix.py --out outputs/bench
 	$(PYTHON) kernels/benchmarks/gpu.py --out outputs/bench
 
 clean:  ## remove caches and build products (not .venv, not runs)

@@ -82,9 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
     bench = commands.add_parser(
         "bench",
-        help="measure what attribution costs: the demo with and without it",
-        description="Train the demo twice, with everything equal but the attribution, and print where the "
-        "time of a step goes. Overrides apply to both runs.",
+        help="measure what attribution costs: the demo beside stock GRPO and with separate prompts",
+        description="Train the demo as stock GRPO, as GRPO and as Video-KTR with separate and with shared "
+        "prompts, and print and draw where the time of a step goes. Overrides apply to all runs.",
     )
     bench.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     bench.add_argument("--steps", type=int, default=6, help="training steps of each run (default: 6)")

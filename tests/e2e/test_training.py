@@ -220,6 +220,22 @@ def test_placement_actor_gives_the_same_scores(launcher, straight):
     )
 
 
+def test_a_prompt_for_each_answer_gives_the_same_run(launcher, straight):
+    """``keytoken.prefix=separate`` beside the default, whose answers share their prompts' computation."""
+    run = launcher.run(
+        "separate", "keytoken.prefix=separate", "trainer.total_training_steps=4", "trainer.save_freq=-1"
+    )
+    for step, (ours, theirs) in enumerate(zip(run.metrics(), straight.metrics(), strict=True), start=1):
+        assert_same_answers(straight.tokens(step), run.tokens(step))
+        for column in SCORES:
+            difference = largest_difference(straight.tokens(step), run.tokens(step), column)
+            print(step, column, difference)
+            assert difference <= (1e-5 if step == 1 else 1e-3), (step, column)
+        for name in ("actor/grad_norm", "actor/policy_loss", "attribution/selected_share"):
+            print(step, name, ours[name], theirs[name])
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4 if step == 1 else 1e-2), (step, name)
+
+
 @pytest.fixture(scope="module")
 def order_and_reuse(launcher):
     """Two steps of T-GRPO, then four of Video-KTR in which the views are scored in every second step."""
