@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import itertools
 import json
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     options = _options(arguments)
     device = machine_for(options.device).device
     shape = SHAPES[options.shape or ("7b" if device.type == "cuda" else "middle")]
+    shape = dataclasses.replace(shape, checkpointing=shape.checkpointing or options.checkpointing)
     attention = options.attention or _attention(device)
     model = build_model(shape, device, attention)
     share_prefix(model)
@@ -235,6 +237,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--attention", help="attn_implementation of the model")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="answers to a prompt")
     parser.add_argument("--prompts", type=int, nargs="+", help="only prompts of these lengths")
+    parser.add_argument("--checkpointing", action="store_true", help="recompute activations in the update")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--limit", type=float, default=540.0, help="seconds after which no case is begun")
     return parser.parse_args(arguments)

@@ -214,13 +214,18 @@ def build_pack(groups: Sequence[Group]) -> Pack:
         input_ids=torch.cat([piece.input_ids for piece in pieces]),
         position_ids=positions,
         media={
-            name: torch.cat([group.media[name] for group in groups if name in group.media]) for name in names
+            name: _joined([group.media[name] for group in groups if name in group.media]) for name in names
         },
         trees=trees,
         rows=branch_rows(trees).to(labels.device),
         labels=labels,
         places=tuple(branch.place for branch in branches),
     )
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """One after the other; of one part no copy, since pixels are most of a small pass's memory."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _group(first: ModelInput, branches: Sequence[Branch]) -> Group:
