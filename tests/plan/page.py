@@ -19,6 +19,10 @@ OTHERS = [
     ],
     ["experiment=video_ktr_7b", "pools=eight_nodes", "data.train_batch_size=256"],
 ]
+SEPARATE = [[f"experiment={experiment}", "keytoken.prefix=separate"] for experiment in EXPERIMENTS]
+LONGEST = ["experiment=video_ktr_7b", "plan.text_tokens=15424", "plan.answer_share=1"]
+CUT = [*LONGEST, "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=20480"]
+SMALL = ["experiment=video_ktr_7b", "pools=one_gpu", "keytoken.attribution.micro_batch_size=8"]
 LARGE = [
     *(
         "experiment=video_ktr_7b",
@@ -33,21 +37,21 @@ EXAMPLE = ["experiment=video_ktr_7b"]
 
 def tables() -> list[str]:
     """Every row of the page."""
-    return [row(plan_of(words)) for words in (*TABLE, *OTHERS, LARGE)]
+    return [row(plan_of(words)) for words in (*TABLE, *SEPARATE, *OTHERS, LARGE)]
 
 
 def figures() -> list[str]:
     """What the section on 1,000 GPUs says of them."""
     plan = plan_of(LARGE)
     traffic, limits = plan.traffic, plan.limits
+    separate = plan_of([*LARGE, "keytoken.prefix=separate"]).traffic
     sync = plan.step.of("weight sync")
     assert sync is not None
     workers, needed = limits.decode_workers
-    grouped = traffic.media_put * 2 / 1e9
     return [
         f"{traffic.media_got / 1e9:,.0f} GB of pixels a step",
         f"{limits.media_gb_s:.0f} GB/s",
-        f"{grouped:,.0f} GB",
+        f"{separate.media_got / 1e9:,.0f} GB with keytoken.prefix=separate",
         f"{workers} processes would need {limits.decode_s:.0f} s",
         f"{needed} of them keep up",
         f"{limits.requests:,} answers a step",
@@ -64,5 +68,19 @@ def figures() -> list[str]:
     ]
 
 
+def micro_batches() -> list[str]:
+    """What it says of micro-batches: of the longest groups, whole and cut, and of small ones on one GPU."""
+    whole, cut, small = plan_of(LONGEST), plan_of(CUT), plan_of(SMALL)
+    assert whole.work.prompt_tokens == 16384 and not any("cuts" in text for text in whole.warnings)
+    assert cut.batches.update.prompts == 2 * whole.batches.update.prompts
+    return [
+        f"{whole.flops.update.total / 1e12:,.0f} TFLOP in an update",
+        f"{cut.flops.update.total / 1e12:,.0f} with 20,480 tokens",
+        f"{cut.step.seconds:.0f} to {whole.step.seconds:.0f} s",
+        f"with 8 a step of the 7B would take {small.step.seconds:.0f} s",
+    ]
+
+
 if __name__ == "__main__":
-    print(report(plan_of(EXAMPLE), with_assumptions=False), COLUMNS, *tables(), *figures(), sep="\n")
+    said = (*tables(), *figures(), *micro_batches())
+    print(report(plan_of(EXAMPLE), with_assumptions=False), COLUMNS, *said, sep="\n")

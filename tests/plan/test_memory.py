@@ -95,6 +95,42 @@ def test_offloaded_state_lies_on_the_host() -> None:
     assert plan.host == {"reference": 4.0 * plan.model.parameters, "actor": 16.0 * plan.model.parameters}
 
 
+def test_a_pack_takes_less_than_its_answers_apart(seven_billion: Plan) -> None:
+    """Eight answers of 361 tokens behind one prompt of 1,260, or each behind its own."""
+    apart = plan_of(["experiment=video_ktr_7b", "keytoken.prefix=separate"])
+    pack, rows = (plan.batches.view.largest for plan in (seven_billion, apart))
+    assert (pack.tokens, pack.answers, pack.prompts) == (1259 + 8 * 361, 8, 1)
+    assert (rows.tokens, rows.answers, rows.prompts) == (8 * 1621, 8, 8)
+    assert pack.keys == 1259 + 8 * (1259 + 361) and rows.keys == 0
+    layer = 8 * 3584 + 6 * 18944
+    scored = [plan.memory["attribution"].parts["activations"] for plan in (seven_billion, apart)]
+    assert scored[0] == pack.tokens * layer + pack.keys * 4 * 512
+    assert scored[1] == rows.tokens * layer
+
+
+def test_a_full_micro_batch_has_fewer_clips(seven_billion: Plan) -> None:
+    """As many tokens either way; of a pack more of them are answers."""
+    apart = plan_of(["experiment=video_ktr_7b", "keytoken.prefix=separate"])
+    pack, rows = (plan.batches.update.largest for plan in (seven_billion, apart))
+    assert pack.tokens == rows.tokens == 22528
+    assert pack.prompts == pytest.approx(22528 / (1259 + 8 * 361)) and pack.answers == 8 * pack.prompts
+    kept = [plan.memory["actor"].parts["activations"] for plan in (seven_billion, apart)]
+    # Patches: what each of 32 blocks was given and what the merger works on, but for the keys of answers.
+    fewer = (rows.prompts - pack.prompts) * 8 * 16 * 30 * (14 + 2 * 32) * 1280
+    assert kept[1] - kept[0] == pytest.approx(fewer - pack.keys * 4 * 512)
+
+
+def test_views_of_each_answer_share_nothing() -> None:
+    """VPPO draws squares anew for each answer; PAPO once for a prompt."""
+    words = ["experiment=video_ktr_7b", "method=vppo"]
+    each = plan_of(words)
+    once = plan_of([*words, "keytoken.method.view.blackened.per=prompt"])
+    assert each.flops.views["blackened"].total > 3 * once.flops.views["blackened"].total
+    assert each.flops.old == once.flops.old
+    taken = [plan.memory["attribution"].parts["activations"] for plan in (each, once)]
+    assert taken[0] > 2.5 * taken[1]
+
+
 @pytest.fixture(scope="module")
 def seven_billion() -> Plan:
     return plan_of(["experiment=video_ktr_7b"])

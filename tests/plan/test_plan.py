@@ -9,17 +9,20 @@ from pathlib import Path
 import pytest
 
 from keytoken.cli import main
-from keytoken.compose import groups
+from keytoken.compose import compose_config, groups
 from keytoken.errors import ConfigurationError
 from keytoken.plan.assumptions import DEVICES, Assumptions
+from keytoken.plan.batches import batches_of
 from keytoken.plan.flops import vision_flops
-from keytoken.plan.passes import step_flops
+from keytoken.plan.passes import StepFlops, step_flops
 from keytoken.plan.picture import draw, spans
 from keytoken.plan.report import report
 from keytoken.plan.run import Plan, plan_of
 from keytoken.plan.traffic import clip_bytes
+from keytoken.plan.workload import Workload
 
 GPU_POOLS = {"one_device": 1, "one_gpu": 1, "three_pools": 8, "two_nodes": 16, "eight_nodes": 64}
+TOKENS = "actor_rollout_ref.actor.ppo_max_token_len_per_gpu"
 EXPERIMENTS = sorted(name for name in groups()["experiment"] if not name.startswith("demo"))
 
 
@@ -70,8 +73,9 @@ def test_pixels_that_were_measured() -> None:
 def test_weights_and_gathers_by_hand(seven_billion: Plan) -> None:
     traffic, whole = seven_billion.traffic, 2 * 8_292_166_656
     assert traffic.weights == whole * 4  # three engines and one scorer
-    rows = 256 / 4
-    packs = -(-rows * (seven_billion.work.prompt_tokens + 361) // 20480)
+    group = seven_billion.work.prompt_tokens - 1 + 8 * 361
+    packs = -(-256 // 4 // 8 // (22528 // group))  # of whole groups
+    assert packs == 2
     # Log-probs and reference once, the update both ways and float32 gradients; three quarters are away.
     assert traffic.gathers == (2 * packs + 4 * packs) * whole * 0.75 * 4
 
@@ -82,13 +86,51 @@ def test_a_prompt_for_all_its_answers() -> None:
     work = dataclasses.replace(
         plan.work, video_tokens=8192, text_tokens=128, answer_tokens=512, grid=(64, 16, 32)
     )
-    separate = step_flops(plan.model, work, prefills=3)
-    shared = step_flops(plan.model, work, prefills=3, shared=True)
+    separate = flops_of(plan, dataclasses.replace(work, shared=False))
+    shared = flops_of(plan, work)
     clips = vision_flops(plan.model.vision, work.grid).linear * work.prompts
     text = (separate.old.linear - 8 * clips) / (shared.old.linear - clips)
     assert text == pytest.approx(8 * 8832 / (8319 + 8 * 512))
     assert separate.old.total / shared.old.total == pytest.approx(5.9, rel=0.05)
     assert shared.update.total < 0.25 * separate.update.total
+
+
+def flops_of(plan: Plan, work: Workload) -> StepFlops:
+    config = compose_config(["experiment=video_ktr_7b"])
+    return step_flops(plan.model, work, 3, batches_of(config, work, plan.pools))
+
+
+def test_what_the_other_way_would_cost(seven_billion: Plan) -> None:
+    """Either value of keytoken.prefix says the same of the other one."""
+    separate = plan_of(["experiment=video_ktr_7b", "keytoken.prefix=separate"])
+    assert seven_billion.other == separate.flops and separate.other == seven_billion.flops
+    divided = "operations of scoring by 3.11 and of the update by 3.36"
+    for plan, said in ((seven_billion, "Sharing prompts divides"), (separate, "would divide")):
+        last = " ".join(report(plan, with_assumptions=False).split())
+        assert divided in last and said in last
+    verl = plan_of(["experiment=video_ktr_7b", "keytoken.prefix=separate", "keytoken.kernels.head=verl"])
+    assert "keytoken.prefix=shared keytoken.kernels.head=fused" in report(verl)
+
+
+def test_separate_passes_by_hand() -> None:
+    """The figures that plans had before answers shared prompts."""
+    plan = plan_of(["experiment=video_ktr_7b", "keytoken.prefix=separate", f"{TOKENS}=20480"])
+    assert plan.flops.old.total == pytest.approx(6_933e12, rel=1e-4)
+    assert plan.flops.views["masked"].total == pytest.approx(2_332e12, rel=1e-3)
+    assert plan.flops.update.total == pytest.approx(25_931e12, rel=1e-4)
+    packs = -(-64 * (1260 + 361) // 20480)
+    assert plan.traffic.gathers == (2 * packs + 4 * packs) * 2 * 8_292_166_656 * 0.75 * 4
+    assert plan.traffic.media_got == plan.traffic.media_put * 5  # four actors and one scorer
+    assert plan.memory["actor"].parts["activations"] == pytest.approx(12.9 * 2**30, rel=0.01)
+    assert plan.step.seconds == pytest.approx(72.3, abs=0.05)
+    assert not plan.warnings
+
+
+def test_pixels_of_shared_prompts_go_to_one_rank_of_each_pool(seven_billion: Plan) -> None:
+    traffic = seven_billion.traffic
+    assert traffic.media_got == 2 * traffic.media_put
+    cut = plan_of(["experiment=video_ktr_7b", "trainer.nnodes=16"])  # 64 actors with 4 answers each
+    assert cut.traffic.media_got == 3 * cut.traffic.media_put
 
 
 def test_the_masked_view_has_no_clip(seven_billion: Plan) -> None:
@@ -98,7 +140,7 @@ def test_the_masked_view_has_no_clip(seven_billion: Plan) -> None:
     assert views["masked"].linear == pytest.approx(
         2
         * 256
-        * (work.text_tokens + 361)
+        * ((work.text_tokens - 1) / 8 + 361)
         * seven_billion.model.text.layers
         * 3584
         * (7168 + 1024 + 2 * 18944)

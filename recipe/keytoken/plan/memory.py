@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from keytoken.plan.architecture import Architecture, Text
 from keytoken.plan.assumptions import Assumptions
+from keytoken.plan.batches import Largest, StepBatches
 from keytoken.plan.workload import Pools, Workload
 
 GIB = float(1 << 30)
@@ -63,19 +64,27 @@ def kv_token_bytes(text: Text, engine_gpus: int, value_bytes: int = 2) -> int:
     return 2 * text.layers * heads * text.head_dim * value_bytes
 
 
-def activation_bytes(model: Architecture, tokens: float, patches: float, recompute: bool) -> float:
+def activation_bytes(
+    model: Architecture, tokens: float, patches: float, recompute: bool, keys: float = 0.0
+) -> float:
     """What the backward pass finds of ``tokens`` and the ``patches`` of their clips, in bf16.
 
-    With checkpointing the input of each layer, and all of the layer that is being computed anew.
+    With checkpointing the input of each layer, and all of the layer that is being computed anew. ``keys``
+    are places whose keys and values are gathered for attention.
     """
     text, vision = model.text, model.vision
     layer, block = layer_bytes(model)
     # Inside no layer: a norm behind the last one, and what the mergers work on.
     ends = 6.0 * tokens * text.hidden + 14.0 * patches * vision.hidden * (1 + vision.deepstack)
     if not recompute:
-        return ends + tokens * layer * text.layers + patches * block * vision.depth
+        return ends + (tokens * layer + _gathered(text, keys)) * text.layers + patches * block * vision.depth
     inputs = 2.0 * (tokens * text.hidden * text.layers + patches * vision.hidden * vision.depth)
-    return ends + inputs + max(tokens * layer, patches * block)
+    return ends + inputs + max(tokens * layer + _gathered(text, keys), patches * block)
+
+
+def _gathered(text: Text, keys: float) -> float:
+    """Keys and values of a layer, gathered in bf16."""
+    return 4.0 * keys * text.kv_heads * text.head_dim
 
 
 def layer_bytes(model: Architecture) -> tuple[float, float]:
@@ -100,18 +109,23 @@ def gathered_bytes(model: Architecture) -> float:
 
 
 def actor_memory(
-    config: DictConfig, model: Architecture, work: Workload, pools: Pools, given: Assumptions
+    config: DictConfig,
+    model: Architecture,
+    work: Workload,
+    pools: Pools,
+    batches: StepBatches,
+    given: Assumptions,
 ) -> PoolMemory:
     """One GPU of the actor's pool during an update."""
     state = config.actor_rollout_ref.actor.fsdp_config
     size = (4.0 if state.model_dtype in ("fp32", "float32") else 2.0) * model.parameters / pools.shards
-    tokens, rows = micro_batch(config, work)
-    patches = rows * math.prod(work.grid)
+    batch = batches.update.largest
+    patches = batch.prompts * math.prod(work.grid)
     parts = {} if state.offload_policy else {"weights": size, "gradients": size, "optimizer": 2 * size}
     parts |= {
         "gathered layers": gathered_bytes(model),
-        "activations": activation_bytes(model, tokens, patches, work.recompute),
-        "logits": _logits(model.text, work, tokens, rows, trains=True),
+        "activations": activation_bytes(model, batch.tokens, patches, work.recompute, batch.keys),
+        "logits": _logits(model.text, work, batch, trains=True),
         "sync buckets": _buckets(config),
     }
     remedy = (
@@ -127,16 +141,21 @@ def actor_memory(
 
 
 def attribution_memory(
-    config: DictConfig, model: Architecture, work: Workload, pools: Pools, given: Assumptions
+    config: DictConfig,
+    model: Architecture,
+    work: Workload,
+    pools: Pools,
+    batches: StepBatches,
+    given: Assumptions,
 ) -> PoolMemory:
     """One GPU of the attribution pool during a pass."""
-    rows = config.keytoken.attribution.micro_batch_size
-    tokens = rows * work.row_tokens
+    alone = any(name in work.per_answer for name in work.passes)
+    batch = (batches.per_answer if alone else batches.view).largest
     parts = {
         "weights": 4.0 * model.parameters / pools.attribution,
         "gathered layers": gathered_bytes(model),
-        "activations": _forward_bytes(model, tokens, rows * math.prod(work.grid)),
-        "logits": _logits(model.text, work, tokens, rows, trains=False),
+        "activations": _forward_bytes(model, batch.tokens, batch.prompts * math.prod(work.grid), batch.keys),
+        "logits": _logits(model.text, work, batch, trains=False),
         "sync buckets": _buckets(config),
     }
     return _pool(
@@ -188,16 +207,6 @@ def host_memory(config: DictConfig, model: Architecture, work: Workload, pools: 
     return parts
 
 
-def micro_batch(config: DictConfig, work: Workload) -> tuple[float, float]:
-    """Tokens and answers of the largest micro-batch of an update on one GPU."""
-    actor = config.actor_rollout_ref.actor
-    if actor.use_dynamic_bsz:
-        tokens = float(actor.ppo_max_token_len_per_gpu)
-        return tokens, max(1.0, tokens / work.row_tokens)
-    rows = float(actor.ppo_micro_batch_size_per_gpu)
-    return rows * work.row_tokens, rows
-
-
 def _pool(parts: dict[str, float], given: Assumptions, remedy: str) -> PoolMemory:
     parts = {**parts, "CUDA, NCCL": given.reserve_gib * GIB}
     return PoolMemory(parts, given.accelerator.memory_gib * GIB, remedy)
@@ -210,18 +219,18 @@ def _buckets(config: DictConfig) -> float:
     return 0.0 if engine.backend == "naive" else 2.0 * float(megabytes) * (1 << 20)
 
 
-def _logits(text: Text, work: Workload, tokens: float, rows: float, trains: bool) -> float:
+def _logits(text: Text, work: Workload, batch: Largest, trains: bool) -> float:
     """One chunk in float32, and of an update the head's gradient; verl's head has all logits, thrice."""
     if not work.answer_head:
-        return tokens * text.vocabulary * (10.0 if trains else 6.0)
-    chunk = min(float(_LOGITS_CHUNK), rows * work.answer_tokens * text.vocabulary * 4.0)
+        return batch.tokens * text.vocabulary * (10.0 if trains else 6.0)
+    chunk = min(float(_LOGITS_CHUNK), batch.answers * work.answer_tokens * text.vocabulary * 4.0)
     return chunk + (4.0 * text.embedding_parameters if trains else 0.0)
 
 
-def _forward_bytes(model: Architecture, tokens: float, patches: float) -> float:
+def _forward_bytes(model: Architecture, tokens: float, patches: float, keys: float = 0.0) -> float:
     """Without gradients one layer's arrays are alive."""
     text, vision = model.text, model.vision
     return max(
-        tokens * (8.0 * text.hidden + 6.0 * text.intermediate),
+        tokens * (8.0 * text.hidden + 6.0 * text.intermediate) + _gathered(text, keys),
         patches * (8.0 * vision.hidden + 6.0 * vision.intermediate),
     )

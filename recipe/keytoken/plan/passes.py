@@ -6,6 +6,7 @@ import dataclasses
 
 from keytoken.data.positions import Grid
 from keytoken.plan.architecture import Architecture
+from keytoken.plan.batches import Batches, StepBatches
 from keytoken.plan.flops import Flops, causal_pairs, forward, training
 from keytoken.plan.workload import WITHOUT_CLIP, Workload
 from keytoken.prefix.layout import Tree, cost_of
@@ -34,34 +35,35 @@ class StepFlops:
         return sum(self.views.values(), Flops())
 
     @property
+    def scoring(self) -> Flops:
+        """All passes without gradient."""
+        return self.old + self.reference + self.attribution
+
+    @property
     def total(self) -> float:
         """Of the step."""
         parts = (self.prefill, self.decode, self.old, self.reference, self.attribution, self.update)
         return sum(part.total for part in parts)
 
 
-def step_flops(model: Architecture, work: Workload, prefills: int, shared: bool = False) -> StepFlops:
+def step_flops(model: Architecture, work: Workload, prefills: int, batches: StepBatches) -> StepFlops:
     """Operations of a step.
 
     Args:
         model: Its shape.
         work: What a step does.
         prefills: How often a prompt is computed by the engines.
-        shared: As if scoring and update computed a prompt once for all answers to it.
+        batches: Into which its answers are put, which says how often a prompt is computed.
     """
-    score = _shared if shared else _separate
-    whole = score(model, work, work.prompt_tokens, (work.grid,))
-    old = whole if work.answer_head else dataclasses.replace(whole, head=whole.head * _head_share(work))
-    views = {
-        name: score(model, work, work.text_tokens, ()) if name == WITHOUT_CLIP else whole
-        for name in work.passes
-    }
+    old, once_updated = (_with_head(work, _whole(model, work, of)) for of in (batches.score, batches.update))
+    views = {name: _view(model, work, batches, name) for name in work.passes}
     once = forward(model, work.prompt_tokens, causal_pairs(work.prompt_tokens), 1, (work.grid,))
     decode = forward(
         model, work.answer_tokens, causal_pairs(work.answer_tokens, work.prompt_tokens), work.answer_tokens
     )
-    vision = forward(model, 0, 0, 0, (work.grid,)) * (work.prompts if shared else work.answers)
-    update = training(old, work.recompute, chunked_head=work.answer_head)
+    clips = work.answers * batches.update.prompts / batches.update.answers
+    vision = forward(model, 0, 0, 0, (work.grid,)) * clips
+    update = training(once_updated, work.recompute, chunked_head=work.answer_head)
     if work.frozen_vision:
         update = update + vision + training(vision, work.recompute, chunked_head=False) * -1.0
     return StepFlops(
@@ -74,9 +76,28 @@ def step_flops(model: Architecture, work: Workload, prefills: int, shared: bool 
     )
 
 
-def _head_share(work: Workload) -> float:
-    """Positions that verl's own head computes logits for, over those of answers."""
-    return work.row_tokens / work.answer_tokens
+def _with_head(work: Workload, found: Flops) -> Flops:
+    """verl's own head computes logits for prompts too."""
+    if work.answer_head:
+        return found
+    return dataclasses.replace(found, head=found.head * work.row_tokens / work.answer_tokens)
+
+
+def _whole(model: Architecture, work: Workload, batches: Batches) -> Flops:
+    return _score(model, work, batches, work.prompt_tokens, (work.grid,))
+
+
+def _view(model: Architecture, work: Workload, batches: StepBatches, name: str) -> Flops:
+    of = batches.per_answer if name in work.per_answer else batches.view
+    return _score(model, work, of, work.text_tokens, ()) if name == WITHOUT_CLIP else _whole(model, work, of)
+
+
+def _score(
+    model: Architecture, work: Workload, batches: Batches, prompt: int, grids: tuple[Grid, ...]
+) -> Flops:
+    if not work.shared:
+        return _separate(model, work, prompt, grids)
+    return _shared(model, work, batches, prompt, grids)
 
 
 def _separate(model: Architecture, work: Workload, prompt: int, grids: tuple[Grid, ...]) -> Flops:
@@ -86,7 +107,16 @@ def _separate(model: Architecture, work: Workload, prompt: int, grids: tuple[Gri
     return forward(model, length, pairs, work.answer_tokens, grids) * work.answers
 
 
-def _shared(model: Architecture, work: Workload, prompt: int, grids: tuple[Grid, ...]) -> Flops:
-    """A pass that computes each prompt once, and behind it its answers (:mod:`keytoken.prefix.layout`)."""
-    cost = cost_of([Tree(prompt - 1, (work.answer_tokens,) * work.group)])
-    return forward(model, cost.tokens, cost.pairs, work.group * work.answer_tokens, grids) * work.prompts
+def _shared(
+    model: Architecture, work: Workload, batches: Batches, prompt: int, grids: tuple[Grid, ...]
+) -> Flops:
+    """A pass over packs: each copy of a prompt, and behind it its answers (:mod:`keytoken.prefix.layout`).
+
+    Exact where attention computes the pairs of the tree and no others, as on GPUs. sdpa on a CPU masks the
+    branches of a tree against all of it, so there attention takes more than this.
+    """
+    found = Flops()
+    for answers, times in batches.copies.items():
+        cost = cost_of([Tree(prompt - 1, (work.answer_tokens,) * answers)])
+        found = found + forward(model, cost.tokens, cost.pairs, answers * work.answer_tokens, grids) * times
+    return found * (work.answers / batches.answers)

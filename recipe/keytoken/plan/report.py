@@ -136,14 +136,24 @@ def _notes(plan: Plan) -> list[str]:
             "One step off (trainer.v1.separate_async.num_warmup_batches=1) would hide up to "
             f"{both:.1f} s of a step."
         )
-    scoring = (plan.flops.old + plan.flops.reference + plan.flops.attribution).total
-    shared = (plan.shared.old + plan.shared.reference + plan.shared.attribution).total
-    update = plan.flops.update.total / plan.shared.update.total
-    lines.append(
-        "Each prompt computed once for all answers to it, which no run does yet, would divide the "
-        f"operations of scoring by {scoring / shared:.2f} and of the update by {update:.2f}."
+    return [*lines, _sharing(plan)]
+
+
+def _sharing(plan: Plan) -> str:
+    shared, separate = (plan.flops, plan.other) if plan.work.shared else (plan.other, plan.flops)
+    scoring = separate.scoring.total / shared.scoring.total
+    update = separate.update.total / shared.update.total
+    divided = f"the operations of scoring by {scoring:.2f} and of the update by {update:.2f}"
+    if plan.work.shared:
+        return (
+            f"Sharing prompts divides {divided}\n"
+            "(keytoken.prefix=separate computes each prompt once for each answer)."
+        )
+    head = "" if plan.work.answer_head else " keytoken.kernels.head=fused"
+    return (
+        f"Each prompt is computed once for each answer; sharing (keytoken.prefix=shared{head}) would divide\n"
+        f"{divided}."
     )
-    return lines
 
 
 def _assumptions(plan: Plan) -> list[str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from keytoken.compose import compose_config
 from keytoken.plan.architecture import Architecture, architecture_of
 from keytoken.plan.assumptions import Assumptions, split_words
+from keytoken.plan.batches import StepBatches, batches_of
 from keytoken.plan.limits import Limits, limits_of
 from keytoken.plan.memory import (
     Cache,
@@ -32,16 +34,17 @@ class Plan:
     Attributes:
         memory: By pool.
         host: Bytes of the model's copies in the memory of a node of actors.
-        shared: Operations, had scoring and update computed each prompt once for all answers to it. No run
-            does that yet.
+        batches: Micro-batches of a rank.
+        other: Operations with the other value of ``keytoken.prefix`` (sharing needs the fused head).
     """
 
     name: str
     model: Architecture
     work: Workload
     pools: Pools
+    batches: StepBatches
     flops: StepFlops
-    shared: StepFlops
+    other: StepFlops
     memory: dict[str, PoolMemory]
     cache: Cache
     host: dict[str, float]
@@ -54,7 +57,7 @@ class Plan:
     @property
     def warnings(self) -> list[str]:
         """What does not fit, with what to do about it."""
-        return [*_room(self), *_turns(self), *_readers(self)]
+        return [*_room(self), *_turns(self), *_readers(self), *_cuts(self)]
 
 
 def plan_of(words: Sequence[str]) -> Plan:
@@ -78,20 +81,23 @@ def plan_of(words: Sequence[str]) -> Plan:
     caching = bool(config.actor_rollout_ref.rollout.enable_prefix_caching)
     # Answers go to the engine with the fewest requests, so those to one prompt are spread over engines.
     prefills = min(work.group, pools.engines) if caching else work.group
-    flops = step_flops(model, work, prefills)
+    batches = batches_of(config, work, pools)
+    flops = step_flops(model, work, prefills, batches)
+    reverse = dataclasses.replace(work, shared=not work.shared, answer_head=True)
     rollout, cache = rollout_memory(config, model, work, pools, given)
-    memory = {ROLLOUT: rollout, ACTOR: actor_memory(config, model, work, pools, given)}
+    memory = {ROLLOUT: rollout, ACTOR: actor_memory(config, model, work, pools, batches, given)}
     if pools.attribution:
-        memory[ATTRIBUTION] = attribution_memory(config, model, work, pools, given)
-    traffic = traffic_of(config, model, work, pools)
-    step = step_of(config, model, work, pools, flops, cache, given)
+        memory[ATTRIBUTION] = attribution_memory(config, model, work, pools, batches, given)
+    traffic = traffic_of(model, work, pools, batches)
+    step = step_of(config, model, work, pools, batches, flops, cache, given)
     return Plan(
         name=config.trainer.experiment_name,
         model=model,
         work=work,
         pools=pools,
+        batches=batches,
         flops=flops,
-        shared=step_flops(model, work, prefills, shared=True),
+        other=step_flops(model, reverse, prefills, batches_of(config, reverse, pools)),
         memory=memory,
         cache=cache,
         host=host_memory(config, model, work, pools),
@@ -137,6 +143,25 @@ def _readers(plan: Plan) -> list[str]:
         f"clips: {workers} workers read those of a step in {plan.limits.decode_s:.0f} s, longer than it "
         f"takes: actor_rollout_ref.rollout.agent.num_workers={needed}, or a filled data.frame_cache."
     ]
+
+
+def _cuts(plan: Plan) -> list[str]:
+    """Prompts that are computed more often than the ranks' shares of answers make necessary."""
+    work, batches = plan.work, plan.batches
+    if not work.shared:
+        return []
+    used = [batches.update, batches.score, *([batches.view] if work.passes else [])]
+    found = []
+    for one in {batches.size: batches for batches in used}.values():
+        most = math.ceil(one.answers / work.group)
+        if one.prompts > most:
+            tokens = work.prompt_tokens - 1 + work.group * work.longest_answer
+            enough = f"at least {tokens}" if one.by_tokens else f"a multiple of {work.group}"
+            found.append(
+                f"micro-batches: {one.size} cuts the {work.group} answers to a prompt, which is then "
+                f"computed {one.prompts / most:.1f} times; set it to {enough}, if the memory has room."
+            )
+    return found
 
 
 def _turns(plan: Plan) -> list[str]:

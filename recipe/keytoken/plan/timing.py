@@ -14,10 +14,10 @@ from omegaconf import DictConfig
 
 from keytoken.plan.architecture import Architecture
 from keytoken.plan.assumptions import Assumptions
+from keytoken.plan.batches import StepBatches
 from keytoken.plan.flops import Flops
 from keytoken.plan.memory import Cache
 from keytoken.plan.passes import StepFlops
-from keytoken.plan.traffic import gathers_of
 from keytoken.plan.workload import Pools, Workload
 
 GPU = 1e12
@@ -67,12 +67,13 @@ def step_of(
     model: Architecture,
     work: Workload,
     pools: Pools,
+    batches: StepBatches,
     flops: StepFlops,
     cache: Cache,
     given: Assumptions,
 ) -> Step:
     """Time one step."""
-    rounds = gathers_of(config, work, pools)
+    score, update, view = batches.score.rounds, batches.update.rounds, batches.view.rounds
     offloaded = bool(config.actor_rollout_ref.actor.fsdp_config.offload_policy)
     actor = _Group(pools.actor, pools.shards, given, model.parameters, offloaded)
     scorers = actor
@@ -83,14 +84,14 @@ def step_of(
     parts = [
         _prefill(flops.prefill, pools, given),
         _decode(model, work, pools, flops.decode, cache, given),
-        _pass("old log-probs", ACTOR, flops.old, actor, rounds["score"], forward),
-        *(_pass(f"view: {n}", of_views, f, scorers, rounds["view"], forward) for n, f in flops.views.items()),
+        _pass("old log-probs", ACTOR, flops.old, actor, score, forward),
+        *(_pass(f"view: {n}", of_views, f, scorers, view, forward) for n, f in flops.views.items()),
     ]
     if work.reference:
         reference = dataclasses.replace(actor, on_host=True)
-        parts.append(_pass("reference", ACTOR, flops.reference, reference, rounds["score"], forward))
+        parts.append(_pass("reference", ACTOR, flops.reference, reference, score, forward))
     parts += [
-        _update(flops.update, actor, rounds["update"] * work.updates, work.updates, given),
+        _update(flops.update, actor, update * work.updates, work.updates, given),
         _sync(model, pools, given),
         Part("overhead", ALL, 0.0, given.step_overhead_s, "chosen"),
     ]

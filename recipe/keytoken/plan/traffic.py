@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from omegaconf import DictConfig
-
 from keytoken.plan.architecture import Architecture
-from keytoken.plan.memory import micro_batch
+from keytoken.plan.batches import StepBatches, groups_of_rank
 from keytoken.plan.workload import Pools, Workload
 
 # verl's fields of an answer: ids and mask in int64, four rows of positions; and of each answer token masks,
@@ -44,34 +42,19 @@ def clip_bytes(model: Architecture, work: Workload) -> float:
     return 4.0 * math.prod(work.grid) * model.vision.patch_values
 
 
-def gathers_of(config: DictConfig, work: Workload, pools: Pools) -> dict[str, int]:
-    """Micro-batches of one rank, for each of which FSDP gathers all layers: of the update, of a pass."""
-    rows = math.ceil(work.answers / pools.actor)
-    tokens, of_update = micro_batch(config, work)
-    actor = config.actor_rollout_ref
-    if actor.actor.use_dynamic_bsz:
-        update = score = math.ceil(rows * work.row_tokens / tokens)
-    else:
-        update = math.ceil(rows / of_update)
-        score = math.ceil(rows / actor.rollout.log_prob_micro_batch_size_per_gpu)
-    ranks = pools.attribution or pools.actor
-    size = config.keytoken.attribution.micro_batch_size
-    return {"update": update, "score": score, "view": math.ceil(math.ceil(work.answers / ranks) / size)}
-
-
-def traffic_of(config: DictConfig, model: Architecture, work: Workload, pools: Pools) -> Traffic:
+def traffic_of(model: Architecture, work: Workload, pools: Pools, batches: StepBatches) -> Traffic:
     """Traffic of one step of a run."""
-    rounds = gathers_of(config, work, pools)
     receivers = 0 if pools.together else pools.rollout + pools.attribution
     whole = 2.0 * model.parameters
     away = (pools.shards - 1) / pools.shards
     scoring = 1 + (1 if work.reference else 0)
-    # An update gathers in both directions and spreads float32 gradients, twice the size.
-    actor = rounds["score"] * scoring * whole + rounds["update"] * work.updates * 4 * whole
+    # FSDP gathers all layers for every micro-batch; an update does so in both directions and spreads float32
+    # gradients, twice the size.
+    actor = batches.score.rounds * scoring * whole + batches.update.rounds * work.updates * 4 * whole
     ranks = pools.attribution or pools.actor
-    views = rounds["view"] * len(work.passes) * whole * (ranks - 1) / ranks
+    views = batches.view.rounds * len(work.passes) * whole * (ranks - 1) / ranks
     frames = math.prod(work.grid) * model.vision.patch_values  # uint8
-    readers = min(work.group, pools.actor) + (min(work.group, pools.attribution) if pools.attribution else 0)
+    readers = sum(_readers(work, pool) for pool in (pools.actor, pools.attribution) if pool)
     pixels = work.prompts * clip_bytes(model, work)
     row = (work.prompt_tokens + work.answer_tokens) * _ROW_BYTES + work.answer_tokens * _ANSWER_BYTES
     readings = 1 + scoring + 1 + (1 if work.passes else 0)  # put, scored, updated
@@ -84,3 +67,10 @@ def traffic_of(config: DictConfig, model: Architecture, work: Workload, pools: P
         batch=float(work.answers * row * readings),
         checkpoint=12.0 * model.parameters,
     )
+
+
+def _readers(work: Workload, ranks: int) -> float:
+    """Ranks that have an answer to a prompt; answers that share its computation are kept on one."""
+    if not work.shared:
+        return min(work.group, ranks)
+    return ranks * len(groups_of_rank(work, ranks)) / work.prompts

@@ -35,6 +35,8 @@ class Workload:
         passes: Of the attribution group; "real" is the unchanged input.
         packed: Whether answers lie one behind the other without padding, and attention skips what lies above
             the diagonal.
+        shared: Whether a micro-batch computes a prompt once for all answers to it that it holds.
+        per_answer: Views that draw anew for each answer, so that no two of them share a prompt.
     """
 
     prompts: int
@@ -52,6 +54,8 @@ class Workload:
     answer_head: bool
     recompute: bool
     frozen_vision: bool
+    shared: bool
+    per_answer: tuple[str, ...]
 
     @property
     def prompt_tokens(self) -> int:
@@ -65,7 +69,7 @@ class Workload:
 
     @property
     def row_tokens(self) -> float:
-        """Tokens that a pass computes for one answer."""
+        """Tokens that a pass computes for one answer with a prompt of its own."""
         return (self.prompt_tokens + self.answer_tokens) * self.padding
 
 
@@ -104,6 +108,8 @@ def workload_of(
         answer_head=keytoken.kernels.head == "fused",
         recompute=bool(config.actor_rollout_ref.model.enable_gradient_checkpointing),
         frozen_vision=bool(actor.get("freeze_vision_tower", False)),
+        shared=keytoken.prefix == "shared" and keytoken.kernels.head == "fused",
+        per_answer=("blackened",) if keytoken.method.view.blackened.per == "response" else (),
     )
 
 
