@@ -19,7 +19,7 @@ def test_dry_run_prints_the_command_of_ray(capsys: pytest.CaptureFixture[str]) -
     command = shlex.split(capsys.readouterr().out)
     assert command[:4] == ["RAY_API_SERVER_ADDRESS=http://HEAD:8265", "ray", "job", "submit"]
     assert command[4:6] == ["--submission-id", "first"]
-    assert command[command.index("--") + 1 :] == ["python", "-m", "keytoken.cli", "train", *words]
+    assert command[command.index("--") + 1 :] == ["exec", "python", "-m", "keytoken.cli", "train", *words]
 
 
 def test_the_address_comes_from_the_environment(

@@ -45,7 +45,7 @@ def test_a_shell_reads_the_printed_command_as_it_was_meant() -> None:
         "excludes": ["**/__pycache__/", "*.pyc"],
     }
     assert words[8] == "--metadata-json" and json.loads(words[9]) == {"keytoken_run_dir": "/runs/1"}
-    assert words[10:] == ["--", "python", "-m", "keytoken.cli", "train", *overrides]
+    assert words[10:] == ["--", "exec", "python", "-m", "keytoken.cli", "train", *overrides]
     assert as_a_shell_sees_it(request.entrypoint()) == words[11:]
 
 

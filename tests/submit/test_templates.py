@@ -294,7 +294,7 @@ def test_the_values_of_a_rayjob(capsys: pytest.CaptureFixture[str]) -> None:
     assert "workerGroupSpecs" not in one["spec"]["rayClusterSpec"]
     spec = three["spec"]
     assert spec["backoffLimit"] == 3 and spec["metadata"] == {"keytoken_run_dir": "/shared/runs/first"}
-    assert shlex.split(spec["entrypoint"])[:4] == ["python", "-m", "keytoken.cli", "train"]
+    assert shlex.split(spec["entrypoint"])[:5] == ["exec", "python", "-m", "keytoken.cli", "train"]
     (workers,) = spec["rayClusterSpec"]["workerGroupSpecs"]
     assert workers["replicas"] == workers["minReplicas"] == workers["maxReplicas"] == 2
     pod = workers["template"]["spec"]

@@ -13,7 +13,7 @@ from keytoken.block import require
 from keytoken.secret import is_secret
 
 # The job's driver is `keytoken train`, called so that it is also found where only the packages were sent.
-PROGRAM = ("python", "-m", "keytoken.cli", "train")
+ENTRY = ("exec", "python", "-m", "keytoken.cli", "train")
 # The packages of a checkout, and files of theirs that no process needs.
 PACKAGES = ("recipe/keytoken", "kernels/keytoken_kernels", "configs/keytoken_configs")
 EXCLUDED = ("**/__pycache__/", "*.pyc")
@@ -49,8 +49,12 @@ class Request:
     stop_grace_s: int = STOP_GRACE_S
 
     def entrypoint(self) -> str:
-        """The command line of the job's driver, quoted for a shell."""
-        return shlex.join([*PROGRAM, *self.overrides])
+        """The command line of the job's driver, quoted for a shell.
+
+        Ray gives it to one. A shell that waited for the driver would die of the SIGTERM of ``ray job stop``
+        and leave the driver to process 1, which in many containers reaps nobody; Ray would wait for a zombie.
+        """
+        return shlex.join([*ENTRY, *self.overrides])
 
     def runtime_env(self) -> dict[str, Any]:
         """Ray's runtime environment; folders in it are sent along when the job is submitted."""
@@ -79,7 +83,7 @@ class Request:
         words = ["ray", "job", "submit", "--submission-id", self.name]
         words += ["--runtime-env-json", json.dumps(environment)]
         words += ["--metadata-json", json.dumps(self.metadata())]
-        command = shlex.join([*words, "--", *PROGRAM, *self.overrides])
+        command = shlex.join([*words, "--", *ENTRY, *self.overrides])
         for name, stand_in in stand_ins.items():
             command = command.replace(stand_in, f"'\"${name}\"'")
         # Not --address: a variable of the shell that runs this would win over it.
