@@ -99,8 +99,9 @@ def test_matches_the_definitions(
     wanted = true_disagreement(true, LENGTHS, PROMPTS)
     torch.testing.assert_close(found.disagreement.double().cpu(), wanted, rtol=1e-5, atol=1e-4)
     plain = head_log_probs(hidden, weight, labels, temperature, impl=impl)
-    torch.testing.assert_close(found.log_prob, plain[0], rtol=0, atol=2e-6)
-    torch.testing.assert_close(found.entropy, plain[1], rtol=0, atol=2e-6)
+    # Float32 logits of other chunks: how a matrix product rounds depends on its size and on the processor.
+    torch.testing.assert_close(found.log_prob, plain[0], rtol=1e-6, atol=2e-6)
+    torch.testing.assert_close(found.entropy, plain[1], rtol=1e-6, atol=2e-6)
 
 
 @pytest.mark.parametrize(("vocab", "chunk"), [(7, None), (301, 5)])
