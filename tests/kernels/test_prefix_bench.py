@@ -34,6 +34,7 @@ def test_one_call_writes_a_table(tmp_path: Path) -> None:
     ratio = case["seconds"]["score_separate"] / case["seconds"]["score_shared"]
     assert f"**{ratio:.2f}**" in table
     assert all(len(samples) == 2 for samples in case["samples"].values())
+    assert next(tmp_path.glob("*.png")).stat().st_size > 5000
     (row,) = [line for line in table.splitlines() if line.startswith("| 14 | 3 |")]
     assert row.count("|") == table.splitlines()[-2].count("|")
 

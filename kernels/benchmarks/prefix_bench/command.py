@@ -35,6 +35,8 @@ from prefix_bench.passes import (
     stock_update,
     update,
 )
+from prefix_bench.picture import draw
+from prefix_bench.steps import PLAIN, SEPARATE, SHARED, steps_of
 
 MIB = 1 << 20
 # Largest difference of a log-prob in nats, and relative difference of the gradient's norm, that is let pass.
@@ -64,6 +66,7 @@ def main(arguments: Sequence[str]) -> int:
         report["cases"].append(_case(model, shape, grid, size, device, options.rounds))
         path.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         path.write_text(as_markdown(report), encoding="utf-8")
+        draw(report, path.with_suffix(".png"))
     print(as_markdown(report), end="")
     print(f"written to {path}", file=sys.stderr)
     return int(not all(case["agree"] for case in report["cases"]))
@@ -125,17 +128,6 @@ def _gates(calls: dict[str, Callable[[], Any]], dtype: torch.dtype) -> dict[str,
     return {"gap_nats": gap, "gap_gradient": relative, "agree": gap <= nats and relative <= share}
 
 
-def steps_of(time_of: dict[str, float]) -> dict[str, float]:
-    """Seconds of the training side of a step: old log-probs, views if there are any, update."""
-    return {
-        "plain GRPO, stock": time_of["score_stock"] + time_of["update_stock"],
-        **{
-            f"Video-KTR, {way}": sum(time_of[f"{part}_{way}"] for part in ("score", "views", "update"))
-            for way in ("separate", "shared")
-        },
-    }
-
-
 def as_markdown(report: dict[str, Any]) -> str:
     """The table."""
     lines = ["# One prompt for a whole group: what it saves", ""]
@@ -172,7 +164,7 @@ def _cells(case: dict[str, Any]) -> list[str]:
         return [*head, *[""] * 15, f"**{case['gap_nats']:.1e}: the two ways disagree**", ""]
     time_of, peak = case["seconds"], case["peak_mib"]
     steps = steps_of(time_of)
-    plain = steps["plain GRPO, stock"]
+    plain = steps[PLAIN]
 
     def trio(kind: str) -> list[str]:
         one, other = time_of[f"{kind}_separate"], time_of[f"{kind}_shared"]
@@ -185,8 +177,8 @@ def _cells(case: dict[str, Any]) -> list[str]:
         *trio("update"),
         f"**{time_of['views_shared'] / time_of['score_separate']:.2f}**",
         f"{plain:.2f}",
-        f"{steps['Video-KTR, separate'] / plain:.2f}",
-        f"**{steps['Video-KTR, shared'] / plain:.2f}**",
+        f"{steps[SEPARATE] / plain:.2f}",
+        f"**{steps[SHARED] / plain:.2f}**",
         *(f"{peak[name]:.0f}" for name in calls_in_order(peak)),
         f"{case['gap_nats']:.1e}",
         f"{case['load']:.1f}",
