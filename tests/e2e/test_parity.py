@@ -19,7 +19,8 @@ SABOTAGE = str(Path(__file__).with_name("sabotage.py"))
 
 SAID = {
     "nothing": None,  # mended, video, image, both and text agree, and the run goes on
-    "B1 in the actor": "log-probs of row 0 of the training data [prompt train-00000",
+    # Positions of another shape cannot be packed; with a prompt for each answer they were wrong in silence.
+    "B1 in the actor": "pass of old log-probs of the actor crashed",
     "B2": "positions of row 0 of the training data [prompt train-00000",
     "B3": "seconds of row 0 of the training data [prompt train-00000",
     "B4 in positions": "positions of an answer that ends in token",
