@@ -38,6 +38,8 @@ def draw(report: dict[str, Any], path: Path) -> None:
     _lines(axes[2], cases, _share(SHARED), "a step of Video-KTR / of stock GRPO")
     _lines(axes[2], cases, _share(SEPARATE), axes[2].get_title(), linestyle=":")
     axes[2].axhline(1.0, color="black", linewidth=0.8)
+    for each in axes:  # last: from here on a line that is higher would be cut off
+        each.set_ylim(bottom=0.0)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
     device = report["about"]["device"]
@@ -55,4 +57,3 @@ def _lines(axes: Any, cases: list[Case], value: Callable[[Case], float], title: 
     axes.set_title(title, fontsize=9)
     axes.set_xlabel("answers to a prompt", fontsize=8)
     axes.set_xticks(sorted({case["size"] for case in cases}))
-    axes.set_ylim(bottom=0.0)
