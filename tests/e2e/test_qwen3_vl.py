@@ -78,18 +78,20 @@ def asked(world: Path, prompts: dict[str, Any]) -> dict[str, Asked]:
     from keytoken.verl_adapter.compat import one_placeholder_for_each_picture
     from keytoken.verl_adapter.offline import OfflineEngine
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KEYTOKEN_DEMO_DIR", str(world))
-        config = compose_config(["experiment=demo_qwen3_vl"])
     maker = prompts["maker"]
     wanted = {name: prompt for name, prompt in prompts.items() if name != "maker"}
     as_verl = one_placeholder_for_each_picture(wanted["video"].token_ids, maker.processor)
     wanted["B7"] = dataclasses.replace(wanted["video"], engine_ids=as_verl)
-    engine = OfflineEngine(world / "model", config.actor_rollout_ref.rollout, maker, 512)
-    try:
-        return asyncio.run(_answers(engine, wanted))
-    finally:
-        engine.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KEYTOKEN_DEMO_DIR", str(world))
+        # As in a run: for log-probs vLLM's processes would want a C++ compiler.
+        patch.setenv("TORCH_COMPILE_DISABLE", "1")
+        config = compose_config(["experiment=demo_qwen3_vl"])
+        engine = OfflineEngine(world / "model", config.actor_rollout_ref.rollout, maker, 512)
+        try:
+            return asyncio.run(_answers(engine, wanted))
+        finally:
+            engine.shutdown()
 
 
 async def _answers(engine: Any, wanted: dict[str, Any]) -> dict[str, Asked]:
