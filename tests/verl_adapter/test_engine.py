@@ -43,6 +43,7 @@ def engine(tiny_model: Path) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VERL_USE_EXTERNAL_MODULES", EXTERNAL_MODULE)
         patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        patch.setenv("TORCH_COMPILE_DISABLE", "1")  # as in a run; else log-probs want a C++ compiler
         patch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
         patch.setenv("VERL_RAY_JOB_ID", f"test-{os.getpid()}")
         from vllm import LLM
