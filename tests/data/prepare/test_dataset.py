@@ -136,7 +136,9 @@ def test_a_dataset_that_cannot_be_replaced_stays(bench: Any, monkeypatch: pytest
 def test_an_interrupt_while_reading_headers_ends_soon_and_keeps_what_was_read(bench: Any) -> None:
     os.mkfifo(bench.tmp_path / "trap")
     code = (
-        "import sys; from pathlib import Path\n"
+        "import signal, sys; from pathlib import Path\n"
+        # As in a terminal: what a script starts in the background ignores the signal from its birth.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from keytoken.data.headers import Inspection\n"
         "from keytoken.data.prepare.inspection import inspect_all\n"
         "files = [(Path(name), 'video') for name in sys.argv[2:]]\n"
