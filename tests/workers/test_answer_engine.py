@@ -42,6 +42,7 @@ TEMPERATURE = 0.8
 EXACT = {"atol": 1e-6, "rtol": 1e-6}
 # A pack computes the same sums in another order; tests/prefix holds its log-probs to 1e-5 of the truth.
 CLOSE = {False: EXACT, True: {"atol": 1e-5, "rtol": 1e-5}}
+BOTH_WAYS = pytest.mark.parametrize("shared", [False, True], ids=["separate", "shared"])
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +191,7 @@ def assert_equal_gradients(found: dict[str, Tensor], wanted: dict[str, Tensor], 
 
 
 @pytest.mark.parametrize(("packed", "size"), [(False, 10), (False, 5), (True, 10), (True, 2)])
-@pytest.mark.parametrize("shared", [False, True], ids=["separate", "shared"])
+@BOTH_WAYS
 def test_log_probs_and_entropies_are_verls(
     any_actor: Any,
     mixed: dict[str, Any],
@@ -209,7 +210,7 @@ def test_log_probs_and_entropies_are_verls(
 
 @pytest.mark.parametrize(("packed", "size"), [(False, 10), (False, 5), (True, 10), (True, 2)])
 @pytest.mark.parametrize("loss", [LOSS, UNMASKED], ids=["masked", "unmasked"])
-@pytest.mark.parametrize("shared", [False, True], ids=["separate", "shared"])
+@BOTH_WAYS
 def test_loss_and_gradients_are_verls(
     any_actor: Any,
     mixed: dict[str, Any],
@@ -244,7 +245,7 @@ def assert_metrics(plain: Any, fused: Any, data: TensorDict, loss: LossConfig) -
         assert plain[name].aggregate() == pytest.approx(fused[name].aggregate(), abs=1e-5)
 
 
-@pytest.mark.parametrize("shared", [False, True], ids=["separate", "shared"])
+@BOTH_WAYS
 def test_a_batch_that_selects_nothing(
     actor: Any, mixed: dict[str, Any], update_batch: Callable[..., TensorDict], shared: bool
 ) -> None:
@@ -259,7 +260,7 @@ def test_a_batch_that_selects_nothing(
     assert fused["metrics"]["kernels/head_backward_share"].aggregate() == 0.0
 
 
-@pytest.mark.parametrize("shared", [False, True], ids=["separate", "shared"])
+@BOTH_WAYS
 def test_micro_batches_of_empty_answers_only(
     actor: Any, mixed: dict[str, Any], update_batch: Callable[..., TensorDict], shared: bool
 ) -> None:

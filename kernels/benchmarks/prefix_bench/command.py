@@ -112,20 +112,18 @@ def _case(
 
 def _gates(calls: dict[str, Callable[[], Any]], dtype: torch.dtype) -> dict[str, Any]:
     """Whether all ways give the same; also the first call of each, which is not timed."""
-    scores = {name: calls[f"score_{name}"]() for name in ("separate", "shared", "stock")}
-    gap = max(
-        float((one - other).abs().max())
-        for name in ("shared", "stock")
-        for one, other in zip(scores["separate"], scores[name], strict=True)
-    )
-    norm, *others = (calls[f"update_{name}"]() for name in ("separate", "shared", "stock"))
-    relative = max(abs(norm - other) / norm for other in others)
-    pairs = zip(calls["views_separate"](), calls["views_shared"](), strict=True)
-    gap = max(
-        gap, *(float((a - b).abs().max()) for one, other in pairs for a, b in zip(one, other, strict=True))
-    )
+    exact, *others = (calls[f"score_{name}"]() for name in ("separate", "shared", "stock"))
+    views = zip(calls["views_separate"](), calls["views_shared"](), strict=True)
+    gap = max(_gap(*pair) for pair in [*((exact, other) for other in others), *views])
+    norm, *norms = (calls[f"update_{name}"]() for name in ("separate", "shared", "stock"))
+    relative = max(abs(norm - other) / norm for other in norms)
     nats, share = GATES[dtype]
     return {"gap_nats": gap, "gap_gradient": relative, "agree": gap <= nats and relative <= share}
+
+
+def _gap(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
+    """Largest difference of a log-prob in nats."""
+    return max(float((mine - its).abs().max()) for mine, its in zip(one, other, strict=True))
 
 
 def as_markdown(report: dict[str, Any]) -> str:

@@ -134,18 +134,17 @@ class AnswerHeadEngine(FSDPEngineWithLMHead):
         if self._answer_head is None:
             return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
         log_probs, entropy = self._answer_head.read(output)
+        micro_batch = micro_batch.copy()
+        micro_batch["use_fused_kernels"] = NonTensorData(True)
         if self._packed is not None:
             # From here on as if verl had packed the rows one after the other.
+            micro_batch["use_remove_padding"] = NonTensorData(True)
             rows = self._packed.pack.rows.to(log_probs.device)
             log_probs, entropy = (
                 self._packed.over_sequences(values[0, rows])[None] for values in (log_probs, entropy)
             )
             nothing = torch.empty(0, device=log_probs.device)
             output_args = {"input_ids_rmpad_rolled": nothing, "temperature_rmpad": nothing, "pad_size": 0}
-        micro_batch = micro_batch.copy()
-        micro_batch["use_fused_kernels"] = NonTensorData(True)
-        if self._packed is not None:
-            micro_batch["use_remove_padding"] = NonTensorData(True)
         output = SimpleNamespace(log_probs=log_probs, entropy=entropy)
         return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
 

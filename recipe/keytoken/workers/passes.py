@@ -18,6 +18,7 @@ from keytoken.errors import ConfigurationError, NonFiniteError
 from keytoken.prefix.attention import share_prefix
 from keytoken.workers.answer_head import AnswerHead
 from keytoken.workers.packed import PackedRows
+from keytoken.workers.ranks import largest_over_ranks
 from keytoken.workers.rows import Row, answer_row_index, batch_of
 from keytoken_kernels.dispatch import Impl
 from keytoken_kernels.head import Groups, head_measures
@@ -147,7 +148,8 @@ def _run(
         share_prefix(engine.module)
     rows = [row for chunk in chunks for row in chunk]
     # First, because it is a collective itself and may not fall between those of another rank's forward.
-    num_rounds = _largest_over_ranks(engine, len(chunks))
+    device = next(engine.module.parameters()).device
+    num_rounds = largest_over_ranks(len(chunks), engine.get_data_parallel_group(), device)
     scored: list[Tensor] = []
     for chunk in chunks:
         scored.extend(_score_chunk(engine, chunk, settings, wanted))
@@ -207,15 +209,6 @@ def _autocast(engine: Any, device: torch.device) -> Any:
     """The precision verl's engine itself runs in (transformer_impl.py, forward_step)."""
     dtype = engine._autocast_dtype
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
-
-
-def _largest_over_ranks(engine: Any, count: int) -> int:
-    group = engine.get_data_parallel_group()
-    if group is None or torch.distributed.get_world_size(group) == 1:
-        return count
-    largest = torch.tensor(count, device=next(engine.module.parameters()).device)
-    torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX, group=group)
-    return int(largest)
 
 
 def _filler(rows: list[Row]) -> list[Row]:

@@ -15,12 +15,13 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from tensordict import TensorDict
 from verl.utils import tensordict_utils
+from verl.utils.device import get_device_name
 
 from keytoken.errors import ConfigurationError
 from keytoken.prefix.layout import Tree, bundled
+from keytoken.workers.ranks import largest_over_ranks
 
 # Set in a batch whose answers share prompts.
 SHARED = "keytoken_shared"
@@ -41,7 +42,7 @@ def apply(transformer_impl: Any) -> None:
             answers=[len(row) for row in data["responses"].unbind()],
             max_tokens=int(data["max_token_len_per_gpu"]),
         )
-        chosen = at_least(chosen, _largest(len(chosen), dp_group))
+        chosen = at_least(chosen, largest_over_ranks(len(chosen), dp_group, get_device_name()))
         return [tensordict_utils.index_select_tensor_dict(data, rows) for rows in chosen], chosen
 
     transformer_impl.prepare_micro_batches = prepare
@@ -95,12 +96,3 @@ def at_least(chosen: list[list[int]], count: int) -> list[list[int]]:
             )
         chosen[largest : largest + 1] = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
     return chosen
-
-
-def _largest(count: int, group: Any) -> int:
-    """All ranks run equally many micro-batches, since FSDP gathers parameters in each."""
-    if group is None or not torch.distributed.is_initialized():
-        return count
-    counts: list[Any] = [None] * torch.distributed.get_world_size(group)
-    torch.distributed.all_gather_object(counts, count, group=group)
-    return max(counts)
