@@ -26,6 +26,18 @@ def test_whole_groups() -> None:
     assert not plan.warnings
 
 
+def test_sdpa_computes_hidden_pairs_in_an_update() -> None:
+    """28 heads of 128 numbers in 28 layers: forward, again to recompute, and 2.5 times that backward."""
+    attention = "actor_rollout_ref.model.override_config.attn_implementation"
+    with_sdpa, flash = (
+        plan_of([SEVEN, f"{attention}={name}"]).flops for name in ("sdpa", "flash_attention_2")
+    )
+    hidden = 32 * GROUP * (GROUP - 1) * ANSWER**2
+    pair = 4 * 28 * 28 * 128
+    assert with_sdpa.update.attention - flash.update.attention == pytest.approx(hidden * pair * 4.5)
+    assert (with_sdpa.old, with_sdpa.views) == (flash.old, flash.views)
+
+
 @pytest.mark.parametrize(
     ("size", "copies", "rounds"),
     [(4, {4: 64}, 64), (3, {3: 64, 2: 32}, 86), (12, {8: 21, 4: 22}, 22), (1, {1: 256}, 256)],

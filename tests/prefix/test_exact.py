@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from keytoken.errors import ConfigurationError
-from keytoken.prefix.attention import Plan, share_prefix
+from keytoken.prefix.attention import Plan, _stem_then_branches, share_prefix
 from keytoken.prefix.layout import Tree
 from keytoken.prefix.packs import Pack, last_weighted, pack_inputs
 from keytoken.workers.answer_head import AnswerHead
@@ -249,5 +249,27 @@ def test_a_plan_is_made_once(maker: Any) -> None:
     plan = Plan([Tree(3, (2, 1))])
     for one, other in itertools.pairwise([plan.segments, plan.segments]):
         assert one is other
-    assert plan.branch_masks is plan.branch_masks
+    for together in (False, True):
+        assert plan.branch_masks(torch.float32, together) is plan.branch_masks(torch.float32, together)
     assert plan.block_mask is plan.block_mask
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_sdpa_computes_no_pair_in_vain_without_a_gradient(gradient: bool) -> None:
+    """With one it takes all branches of a tree together: keys and values are then kept once for all."""
+    trees = [Tree(5, (2, 3, 1)), Tree(0, (4,)), Tree(2, (1,))]
+    calls = list[tuple[int, int]]()
+
+    def base(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **options: Any
+    ) -> tuple[torch.Tensor]:
+        assert key.shape == value.shape and options["is_causal"] == (mask is None)
+        assert mask is None or mask.shape[2:] == (query.shape[2], key.shape[2])
+        calls.append((query.shape[2], key.shape[2]))
+        return (query.transpose(1, 2),)
+
+    states = torch.zeros(1, 1, sum(map(len, trees)), 1)
+    with torch.set_grad_enabled(gradient):
+        _stem_then_branches(base, states, states, states, Plan(trees))
+    branches = [(6, 11)] if gradient else [(2, 7), (3, 8), (1, 6)]
+    assert calls == [(5, 5), *branches, (4, 4), (2, 2), (1, 3)]

@@ -97,7 +97,15 @@ def test_every_description_of_a_tree_says_the_same(seed: int) -> None:
             query += 1
         first += keys
     assert torch.equal(found, wanted)
-    assert cost_of(trees) == Cost(tokens=len(wanted), pairs=int(wanted.sum()), prompts=len(trees))
+    family = (
+        (segment[:, None] != segment)
+        & (stem[:, None] == stem)
+        & (segment != stem)
+        & (segment != stem)[:, None]
+    )
+    assert cost_of(trees) == Cost(
+        tokens=len(wanted), pairs=int(wanted.sum()), prompts=len(trees), hidden=int(family.sum())
+    )
     assert branch_rows(trees).tolist() == [i for i in range(len(wanted)) if in_branch(trees, i)]
 
 
@@ -227,3 +235,6 @@ def test_the_model_of_cost() -> None:
     flops = [2 * cost.tokens * weights + 4 * layers * width * cost.pairs for cost in (shared, separate)]
     assert [cost.flops(weights, layers, width) for cost in (shared, separate)] == flops
     assert flops[1] / flops[0] == pytest.approx(5.51, abs=0.005)
+    assert (shared.hidden, separate.hidden) == (56 * 512**2, 0)
+    more = 4 * layers * width * shared.hidden
+    assert shared.flops(weights, layers, width, hidden=True) == flops[0] + more

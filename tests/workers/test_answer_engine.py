@@ -57,13 +57,14 @@ def tied_model(tmp_path_factory: pytest.TempPathFactory, encoder: Any) -> Path:
     return folder
 
 
-def role_worker(run_config: Any, role: str, model: Path | None = None) -> Any:
-    """A worker of the separate mode as verl builds it."""
+def role_worker(run_config: Any, role: str, model: Path | None = None, **settings: Any) -> Any:
+    """A worker of the separate mode as verl builds it, with ``settings`` of its model."""
     from keytoken.workers.actors import SeparateActorWorker
 
     config = copy.deepcopy(OmegaConf.to_container(run_config.actor_rollout_ref, resolve=True))
     if model is not None:
         config["model"]["path"] = str(model)
+    config["model"].update(settings)
     built = SeparateActorWorker(OmegaConf.create(config), role=role)
     built.init_model()
     return built
@@ -231,6 +232,23 @@ def test_loss_and_gradients_are_verls(
     assert_metrics(plain["metrics"], fused["metrics"], data, loss)
 
 
+@BOTH_WAYS
+def test_recomputed_activations_give_verls_gradients(
+    actor: Any, run_config: Any, mixed: dict[str, Any], update_batch: Callable[..., TensorDict], shared: bool
+) -> None:
+    """verl's own checkpointing, which wraps the layers that a plan has to reach a second time."""
+    data = update_batch(list(mixed.values()))
+    data = with_old_log_probs(data, infer(actor, data, packed=False, size=5)["log_probs"])
+    plain, wanted = update(actor, data, LOSS, packed=False, size=5)
+    recomputing = role_worker(run_config, "actor", enable_gradient_checkpointing=True)
+    layer, calls = recomputing.actor.engine.module.model.language_model.layers[0].self_attn, list[int]()
+    layer.register_forward_hook(lambda *_: calls.append(1))
+    fused, found = update(recomputing, data, LOSS, packed=False, size=5, fused=True, shared=shared)
+    assert len(calls) == 2 * 2, "two micro-batches, each of them forward and once more"
+    torch.testing.assert_close(fused["loss"], plain["loss"], **CLOSE[shared])
+    assert_equal_gradients(found, wanted, shared)
+
+
 def assert_metrics(plain: Any, fused: Any, data: TensorDict, loss: LossConfig) -> None:
     assert plain["kernels/head_fused"].aggregate() == 0.0
     assert fused["kernels/head_fused"].aggregate() == 1.0
@@ -394,7 +412,9 @@ def two_ranks(
         update_batch([mixed[name] for name in names], share=0.5 - 0.5 * rank)
         for rank, names in enumerate(RANK_ROWS)
     ]
-    inputs = {"configs": {"untied": config, "tied": tied}, "batches": shares, "loss": LOSS}
+    recomputing = {**config, "model": {**config["model"], "enable_gradient_checkpointing": True}}
+    configs = {"untied": config, "tied": tied, "recomputing": recomputing}
+    inputs = {"configs": configs, "batches": shares, "loss": LOSS}
     inputs["max_tokens"] = MAX_TOKENS
     torch.save(inputs, folder / "inputs.pt")
     script = Path(__file__).with_name("two_ranks_head.py")
@@ -402,9 +422,9 @@ def two_ranks(
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("embeddings", ["untied", "tied"])
-def test_two_ranks(two_ranks: list[dict[str, Any]], embeddings: str) -> None:
-    results = [result[embeddings] for result in two_ranks]
+@pytest.mark.parametrize("actor_of", ["untied", "tied", "recomputing"])
+def test_two_ranks(two_ranks: list[dict[str, Any]], actor_of: str) -> None:
+    results = [result[actor_of] for result in two_ranks]
     for result in results:
         for way in ("fused", "shared", "by_tokens"):
             found, wanted, close = result[way], result["verl"], CLOSE[way != "fused"]

@@ -182,8 +182,11 @@ def under(view: str, inputs: list[ModelInput]) -> list[ModelInput]:
     return [dataclasses.replace(one, media=seen[0].media) for one in inputs]
 
 
-def flops(model: Any, inputs: list[ModelInput], cost: Cost) -> float:
-    """Operations of a forward pass over a group: text model, vision tower and head; without its attention."""
+def flops(model: Any, inputs: list[ModelInput], cost: Cost, hidden: bool = False) -> float:
+    """Operations of a forward pass over a group: text model, head, and vision tower without its attention.
+
+    ``hidden``: whether attention computes the pairs between answers and hides them.
+    """
     text = model.config.get_text_config()
     layers = model.model.language_model.layers
     weights = sum(value.numel() for value in layers.parameters())
@@ -192,4 +195,4 @@ def flops(model: Any, inputs: list[ModelInput], cost: Cost) -> float:
     patches = sum(int(grid.prod()) for grid in inputs[0].media.get("video_grid_thw", ()))
     answers = sum(len(one.input_ids) - one.prompt_length for one in inputs)
     head = 2 * answers * width * text.vocab_size
-    return cost.flops(weights, len(layers), width) + cost.prompts * 2 * tower * patches + head
+    return cost.flops(weights, len(layers), width, hidden) + cost.prompts * 2 * tower * patches + head

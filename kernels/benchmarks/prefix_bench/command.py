@@ -89,10 +89,14 @@ def _case(
         "update_stock": partial(stock_update, model, real),
     }
     trees = [tree for pack in packs_of(real) for tree in pack.trees]
+    separately = flops(model, real, cost_of(apart(trees)))
     case: dict[str, Any] = {
         "prompt": shape.prompt_tokens(grid),
         "size": size,
-        "model": flops(model, real, cost_of(apart(trees))) / flops(model, real, cost_of(trees)),
+        "model": {
+            "score": separately / flops(model, real, cost_of(trees)),
+            "update": separately / flops(model, real, cost_of(trees), hidden=_hides(model)),
+        },
         **_gates(calls, shape.dtype),
     }
     if not case["agree"]:
@@ -140,6 +144,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         "forward and backward: separate, s",
         "shared, s",
         "ratio",
+        "by the model",
         "three views shared / one separate",
         "step: plain GRPO, stock, s",
         "Video-KTR separate / that",
@@ -159,20 +164,19 @@ def as_markdown(report: dict[str, Any]) -> str:
 def _cells(case: dict[str, Any]) -> list[str]:
     head = [f"{case['prompt']:,}", str(case["size"])]
     if not case["agree"]:
-        return [*head, *[""] * 15, f"**{case['gap_nats']:.1e}: the two ways disagree**", ""]
+        return [*head, *[""] * 16, f"**{case['gap_nats']:.1e}: the two ways disagree**", ""]
     time_of, peak = case["seconds"], case["peak_mib"]
     steps = steps_of(time_of)
     plain = steps[PLAIN]
 
-    def trio(kind: str) -> list[str]:
+    def compared(kind: str) -> list[str]:
         one, other = time_of[f"{kind}_separate"], time_of[f"{kind}_shared"]
-        return [f"{one:.2f}", f"{other:.2f}", f"**{one / other:.2f}**"]
+        return [f"{one:.2f}", f"{other:.2f}", f"**{one / other:.2f}**", f"{case['model'][kind]:.2f}"]
 
     return [
         *head,
-        *trio("score"),
-        f"{case['model']:.2f}",
-        *trio("update"),
+        *compared("score"),
+        *compared("update"),
         f"**{time_of['views_shared'] / time_of['score_separate']:.2f}**",
         f"{plain:.2f}",
         f"{steps[SEPARATE] / plain:.2f}",
@@ -209,9 +213,14 @@ def _about(options: argparse.Namespace, device: torch.device, attention: str, sh
         "times": f"median seconds {clock} of {options.rounds} rounds, all passes in turn within a round",
         "step": "old log-probs, views (real, shuffled, masked) of Video-KTR, forward and backward",
         "stock": "log-probs from logits of whole sequences, one answer at a time, as verl computes them",
-        "by the model": "operations of text model, vision tower and head, from lengths alone",
+        "by the model": "operations of text model, vision tower and head, from lengths alone"
+        + (", with a gradient also of hidden pairs" if attention == "sdpa" else ""),
         "load": "processes that wanted a core, one-minute mean at the end of the case",
     }
+
+
+def _hides(model: Any) -> bool:
+    return bool(model.config.get_text_config()._attn_implementation == "sdpa")
 
 
 def _attention(device: torch.device) -> str:

@@ -55,7 +55,8 @@ def step_flops(model: Architecture, work: Workload, prefills: int, batches: Step
         prefills: How often a prompt is computed by the engines.
         batches: Into which its answers are put, which says how often a prompt is computed.
     """
-    old, once_updated = (_with_head(work, _whole(model, work, of)) for of in (batches.score, batches.update))
+    old = _with_head(work, _whole(model, work, batches.score))
+    once_updated = _with_head(work, _whole(model, work, batches.update, hidden=work.hides))
     views = {name: _view(model, work, batches, name) for name in work.passes}
     once = forward(model, work.prompt_tokens, causal_pairs(work.prompt_tokens), 1, (work.grid,))
     decode = forward(
@@ -83,8 +84,8 @@ def _with_head(work: Workload, found: Flops) -> Flops:
     return dataclasses.replace(found, head=found.head * work.row_tokens / work.answer_tokens)
 
 
-def _whole(model: Architecture, work: Workload, batches: Batches) -> Flops:
-    return _score(model, work, batches, work.prompt_tokens, (work.grid,))
+def _whole(model: Architecture, work: Workload, batches: Batches, hidden: bool = False) -> Flops:
+    return _score(model, work, batches, work.prompt_tokens, (work.grid,), hidden)
 
 
 def _view(model: Architecture, work: Workload, batches: StepBatches, name: str) -> Flops:
@@ -93,11 +94,16 @@ def _view(model: Architecture, work: Workload, batches: StepBatches, name: str) 
 
 
 def _score(
-    model: Architecture, work: Workload, batches: Batches, prompt: int, grids: tuple[Grid, ...]
+    model: Architecture,
+    work: Workload,
+    batches: Batches,
+    prompt: int,
+    grids: tuple[Grid, ...],
+    hidden: bool = False,
 ) -> Flops:
     if not work.shared:
         return _separate(model, work, prompt, grids)
-    return _shared(model, work, batches, prompt, grids)
+    return _shared(model, work, batches, prompt, grids, hidden)
 
 
 def _separate(model: Architecture, work: Workload, prompt: int, grids: tuple[Grid, ...]) -> Flops:
@@ -108,15 +114,20 @@ def _separate(model: Architecture, work: Workload, prompt: int, grids: tuple[Gri
 
 
 def _shared(
-    model: Architecture, work: Workload, batches: Batches, prompt: int, grids: tuple[Grid, ...]
+    model: Architecture,
+    work: Workload,
+    batches: Batches,
+    prompt: int,
+    grids: tuple[Grid, ...],
+    hidden: bool,
 ) -> Flops:
     """A pass over packs: each copy of a prompt, and behind it its answers (:mod:`keytoken.prefix.layout`).
 
-    Exact where attention computes the pairs of the tree and no others, as on GPUs. sdpa on a CPU masks the
-    branches of a tree against all of it, so there attention takes more than this.
+    With ``hidden`` attention computes the pairs between answers as well.
     """
     found = Flops()
     for answers, times in batches.copies.items():
         cost = cost_of([Tree(prompt - 1, (work.answer_tokens,) * answers)])
-        found = found + forward(model, cost.tokens, cost.pairs, answers * work.answer_tokens, grids) * times
+        pairs = cost.pairs + cost.hidden * hidden
+        found = found + forward(model, cost.tokens, pairs, answers * work.answer_tokens, grids) * times
     return found * (work.answers / batches.answers)

@@ -37,6 +37,7 @@ class Workload:
             the diagonal.
         shared: Whether a micro-batch computes a prompt once for all answers to it that it holds.
         per_answer: Views that draw anew for each answer, so that no two of them share a prompt.
+        hides: Whether attention of an update computes the pairs between answers and hides them, as sdpa does.
     """
 
     prompts: int
@@ -56,6 +57,7 @@ class Workload:
     frozen_vision: bool
     shared: bool
     per_answer: tuple[str, ...]
+    hides: bool
 
     @property
     def prompt_tokens(self) -> int:
@@ -109,6 +111,7 @@ def workload_of(
         recompute=bool(config.actor_rollout_ref.model.enable_gradient_checkpointing),
         frozen_vision=bool(actor.get("freeze_vision_tower", False)),
         shared=keytoken.prefix == "shared" and keytoken.kernels.head == "fused",
+        hides=_attention(config) == "sdpa",
         per_answer=("blackened",) if keytoken.method.view.blackened.per == "response" else (),
     )
 
@@ -119,6 +122,10 @@ def contract_of(keytoken: KeyTokenConfig, model: Architecture) -> SamplingContra
     if "patch_size" in keytoken.sampling:
         return contract
     return dataclasses.replace(contract, patch_size=model.vision.patch)
+
+
+def _attention(config: DictConfig) -> str | None:
+    return OmegaConf.select(config, "actor_rollout_ref.model.override_config.attn_implementation")
 
 
 def _passes(keytoken: KeyTokenConfig) -> tuple[str, ...]:

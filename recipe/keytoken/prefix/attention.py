@@ -9,7 +9,8 @@ What computes is the implementation the model had, told of the trees in its own 
 - ``flash_attention_2``, ``_3``, ``_4``: one call over segments of unequal length, the keys of a stem gathered
   for each of its branches. No mask; trains. Not yet run on a GPU.
 - ``flex_attention``: the trees as a block mask. Not yet run on a GPU.
-- ``sdpa``: two calls for each tree, the stem causally, then all branches with a mask of their own rows.
+- ``sdpa``: the stem causally, then its branches with a mask of their rows: one call for all with a gradient,
+  which keeps keys and values once for them, and one for each without, which computes no pair it masks.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import AttentionInterface
 
 from keytoken.errors import ConfigurationError
-from keytoken.prefix.layout import SHARING_ATTENTION, Tree, families, key_segments, seen_by_branches
+from keytoken.prefix.layout import SHARING_ATTENTION, Tree, apart, families, key_segments, seen_by_branches
 
 # In transformers' form: takes a module, queries [1, heads, L, D], keys and values [1, key heads, L, D], a
 # mask and options; gives [1, L, heads, D], and the weights of attention or None.
@@ -45,6 +46,7 @@ class Plan:
     def __init__(self, trees: Sequence[Tree], device: torch.device | str = "cpu") -> None:
         self.trees = tuple(trees)
         self.device = torch.device(device)
+        self._branch_calls = dict[tuple[torch.dtype, bool], list[list[Tensor]]]()
 
     @cached_property
     def segments(self) -> tuple[Tensor, dict[str, Any]]:
@@ -72,10 +74,28 @@ class Plan:
         length = len(segment)
         return create_block_mask(sees, None, None, length, length, device=str(self.device))
 
-    @cached_property
-    def branch_masks(self) -> list[Tensor]:
-        """For each tree what its branches see, [1, 1, branch tokens, tree tokens] bool."""
-        return [seen_by_branches(tree).to(self.device)[None, None] for tree in self.trees]
+    def branch_masks(self, dtype: torch.dtype, together: bool) -> list[list[Tensor]]:
+        """For each tree the masks of its calls, [1, 1, a call's rows, stem and those rows], 0 or -inf.
+
+        Numbers of the queries' ``dtype``: of a mask of truths sdpa would make them anew in every layer, and
+        keep each for the backward pass.
+
+        Args:
+            dtype: Of the queries.
+            together: One call for all branches of a tree, or one for each.
+        """
+        if (dtype, together) not in self._branch_calls:
+            self._branch_calls[dtype, together] = [
+                [self._additive(part, dtype) for part in ([tree] if together else apart([tree]))]
+                for tree in self.trees
+            ]
+        return self._branch_calls[dtype, together]
+
+    def _additive(self, tree: Tree, dtype: torch.dtype) -> Tensor:
+        hidden = ~seen_by_branches(tree).to(self.device)
+        return torch.zeros(hidden.shape, dtype=dtype, device=self.device).masked_fill_(hidden, -torch.inf)[
+            None, None
+        ]
 
 
 def share_prefix(model: Any) -> None:
@@ -148,23 +168,33 @@ def _block_mask(
     return base(query, key, value, plan.block_mask, **options)[0]
 
 
-def _two_calls(
+def _stem_then_branches(
     base: Attention, query: Tensor, key: Tensor, value: Tensor, plan: Plan, **options: Any
 ) -> Tensor:
     found, start = [], 0
-    for tree, mask in zip(plan.trees, plan.branch_masks, strict=True):
-        stem, branches = start + tree.stem, start + len(tree)
+    for tree, masks in zip(plan.trees, plan.branch_masks(query.dtype, torch.is_grad_enabled()), strict=True):
+        stem = slice(start, start + tree.stem)
         if tree.stem:
-            parts = (tensor[:, :, start:stem] for tensor in (query, key, value))
+            parts = (tensor[:, :, stem] for tensor in (query, key, value))
             found.append(base(*parts, None, **{**options, "is_causal": True})[0])
-        seen = (tensor[:, :, start:branches] for tensor in (key, value))
-        found.append(base(query[:, :, stem:branches], *seen, mask, **{**options, "is_causal": False})[0])
-        start = branches
+        start = stem.stop
+        for mask in masks:
+            rows = slice(start, start + mask.shape[2])
+            seen = (_behind(tensor, stem, rows) for tensor in (key, value))
+            found.append(base(query[:, :, rows], *seen, mask, **{**options, "is_causal": False})[0])
+            start = rows.stop
     return torch.cat(found, dim=1)
 
 
+def _behind(tensor: Tensor, stem: slice, rows: slice) -> Tensor:
+    """Stem and rows, copied only where something lies between them."""
+    if rows.start == stem.stop:
+        return tensor[:, :, stem.start : rows.stop]
+    return torch.cat([tensor[:, :, stem], tensor[:, :, rows]], dim=2)
+
+
 _FOLLOW: dict[str, Callable[..., Tensor]] = dict(
-    zip(SHARING_ATTENTION, (_two_calls, _segments, _block_mask), strict=True)
+    zip(SHARING_ATTENTION, (_stem_then_branches, _segments, _block_mask), strict=True)
 )
 
 

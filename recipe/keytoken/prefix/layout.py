@@ -55,21 +55,26 @@ class Cost:
         tokens: Places in the transformer, to which the work of all its weights is proportional.
         pairs: Query and key pairs, to which the work of attention is proportional.
         prompts: Prompts computed, with their images and videos.
+        hidden: Pairs between branches that are computed as well and then hidden, if all branches of a tree
+            are one call with a mask: sdpa with a gradient (:mod:`keytoken.prefix.attention`).
     """
 
     tokens: int
     pairs: int
     prompts: int
+    hidden: int
 
-    def flops(self, weights: int, layers: int, width: int) -> int:
+    def flops(self, weights: int, layers: int, width: int, hidden: bool = False) -> int:
         """Floating-point operations of one forward pass over the text model.
 
         Args:
             weights: Parameters that every token is multiplied with.
             layers: Number of attention layers.
             width: Query heads times their size.
+            hidden: Whether attention computes the hidden pairs.
         """
-        return 2 * weights * self.tokens + 4 * layers * width * self.pairs
+        pairs = self.pairs + self.hidden * hidden
+        return 2 * weights * self.tokens + 4 * layers * width * pairs
 
 
 def cost_of(trees: Iterable[Tree]) -> Cost:
@@ -79,7 +84,8 @@ def cost_of(trees: Iterable[Tree]) -> Cost:
         _triangle(tree.stem) + sum(branch * tree.stem + _triangle(branch) for branch in tree.branches)
         for tree in trees
     )
-    return Cost(tokens=sum(map(len, trees)), pairs=pairs, prompts=len(trees))
+    hidden = sum(sum(tree.branches) ** 2 - sum(branch**2 for branch in tree.branches) for tree in trees)
+    return Cost(tokens=sum(map(len, trees)), pairs=pairs, prompts=len(trees), hidden=hidden)
 
 
 def apart(trees: Iterable[Tree]) -> list[Tree]:
