@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from keytoken.errors import StoppedError
+from keytoken.errors import ConfigurationError, StoppedError
 from keytoken.golden import load_preset
 from keytoken.schema import AttributionConfig, KeyTokenConfig
 from keytoken.stop_request import request_stop, stop_requested, who_asked
@@ -31,11 +31,20 @@ class VerlsTrainer:
         self.keytoken, self.save_freq, self.global_steps, self.at = keytoken, save_freq, begin, at
         self.total_training_steps = 6
         self.did: list[str] = []
-        self.config = OmegaConf.create({"trainer": {"default_local_dir": "/checkpoints"}})
+        self.config = OmegaConf.create(
+            {
+                "trainer": {"default_local_dir": "/checkpoints", "total_epochs": 1},
+                "data": {"rows": 9, "train_batch_size": 2},
+            }
+        )
 
     def note(self, what: str) -> None:
         self.did.append(f"{what} {self.global_steps}")
         self.at(self.did[-1])
+
+    def _init_dataloader(self) -> None:
+        self.train_dataset = range(self.config.data.rows)
+        self.steps_per_epoch = len(self.train_dataset) // self.config.data.train_batch_size
 
     def fit(self) -> None:
         self.global_steps += 1
@@ -123,6 +132,25 @@ def test_it_stops_where_a_resumed_run_begins_with_passes(tmp_path: Path) -> None
     )
     trainer.fit()
     assert trainer.stopped_after == 3 and trainer.did[-2:] == ["save 3", "sync 3"]
+
+
+@pytest.mark.parametrize(("steps", "epochs"), [(4, 1), (5, 2), (8, 2), (9, 3)])
+def test_the_data_last_as_long_as_the_steps(tmp_path: Path, caplog: Any, steps: int, epochs: int) -> None:
+    """Nine rows make four steps of two."""
+    trainer = Trainer(block(tmp_path), 2, 0, lambda what: None)
+    trainer.total_training_steps = steps
+    OmegaConf.set_struct(trainer.config, True)
+    trainer._init_dataloader()
+    assert trainer.config.trainer.total_epochs == epochs
+    said = f"trainer.total_training_steps={steps} is more than trainer.total_epochs=1 has (4 steps each)"
+    assert [said in line for line in caplog.messages] == [True] * (epochs > 1)
+
+
+def test_too_few_rows_for_a_step_are_refused(tmp_path: Path) -> None:
+    trainer = Trainer(block(tmp_path), 2, 0, lambda what: None)
+    trainer.config.data.rows = 1
+    with pytest.raises(ConfigurationError, match=r"has 1 rows, fewer than data\.train_batch_size=2"):
+        trainer._init_dataloader()
 
 
 @pytest.fixture

@@ -5,6 +5,8 @@ on another machine: between them lies a file (:mod:`keytoken.stop_request`). The
 its own save and the weight sync, so a checkpoint of this kind holds what one of ``trainer.save_freq`` would.
 """
 
+import logging
+import math
 import os
 import signal
 import sys
@@ -14,7 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keytoken.errors import StoppedError
+from omegaconf import open_dict
+
+from keytoken.errors import ConfigurationError, StoppedError
 from keytoken.schema import KeyTokenConfig
 from keytoken.stop_request import request_stop, stop_requested, who_asked, withdraw_stop
 
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
     from keytoken.verl_adapter.compat import PPOTrainer as _Trainer
 else:
     _Trainer = object  # a mixin: which of verl's trainers comes next is the subclass's choice
+
+logger = logging.getLogger(__name__)
 
 _SIGNAL = "SIGTERM"
 _NOTICE = (
@@ -75,12 +81,38 @@ class SigtermWatch:
 
 
 class Stopping(_Trainer):
-    """Ends verl's loop after a step, on request."""
+    """Ends verl's loop after a step, on request, and not before the steps that were asked for."""
 
     keytoken: KeyTokenConfig
+    steps_per_epoch: int
     stopped_after: int | None = None
     _stopped_by: str = ""
     _saved_step: int = -1
+
+    def _init_dataloader(self) -> None:
+        """verl's; the data are then gone through as often as ``trainer.total_training_steps`` needs.
+
+        verl's loop would end after ``trainer.total_epochs`` without a word, the last step not saved.
+
+        Raises:
+            ConfigurationError: there are fewer prompts than a step takes.
+        """
+        super()._init_dataloader()
+        steps, asked = self.steps_per_epoch, self.config.trainer.total_epochs
+        if not steps:
+            raise ConfigurationError(
+                f"data.train_files has {len(self.train_dataset)} rows, fewer than "
+                f"data.train_batch_size={self.config.data.train_batch_size}, so there is no step. Lower it."
+            )
+        needed = math.ceil(self.total_training_steps / steps)
+        if needed > asked:
+            logger.warning(
+                "trainer.total_training_steps=%d is more than trainer.total_epochs=%d has (%d steps each): "
+                "the data are gone through %d times",
+                *(self.total_training_steps, asked, steps, needed),
+            )
+            with open_dict(self.config):
+                self.config.trainer.total_epochs = needed
 
     def _save_checkpoint(self) -> None:
         super()._save_checkpoint()
