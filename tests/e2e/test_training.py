@@ -286,3 +286,15 @@ def test_scores_are_reused_between_the_passes(order_and_reuse):
     for row in second[~second["prompt"].str.contains("plus")].itertuples():
         expected = [abs(float(np.mean(means.get(int(token), [0.0])))) for token in row.token_ids]
         assert row.visual == pytest.approx(expected, abs=1e-5)
+
+
+def test_one_step_off_samples_beside_scoring_and_update(launcher):
+    """Answers are made while the step before is trained on; all else goes by the weights of now."""
+    run = launcher.run(
+        "ahead", "trainer.total_training_steps=4", "trainer.v1.separate_async.num_warmup_batches=1"
+    )
+    steps = run.metrics()
+    oldest = [step["training/off_policy/trajectory_staleness_worst/max"] for step in steps]
+    assert oldest == [0.0, 1.0, 1.0, 1.0]
+    assert all(step["attribution/base_gap_max"] <= 1e-5 for step in steps)
+    assert all(step["attribution/selected_share"] > 0.0 for step in steps)

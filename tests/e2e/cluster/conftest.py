@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,8 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[3]
-# Enough for two steps between one fault and the next; each is saved, and is where the next try goes on. An
-# epoch of the tiny world has seven.
-STEPS = ("trainer.total_training_steps=16", "trainer.total_epochs=3", "trainer.save_freq=1")
+# Enough for two steps between one fault and the next; each is saved, and is where the next try goes on.
+STEPS = ("trainer.total_training_steps=15", "trainer.save_freq=1")
 ACROSS = (
     "trainer.nnodes=2",
     "trainer.n_gpus_per_node=1",
@@ -36,9 +35,9 @@ ENGINE = re.compile(r"^rollout_corr/|^training/rollout_|^parity/")
 ENGINE_ROUNDING = 5e-6
 # The parity gate is asked once a try, so a try that goes on has its answer in another step.
 GATE = re.compile(r"^parity/(?!rollout_)")
-# What Ray calls the processes of the pools.
-WORKERS = ("ray::AttributionWorker", "ray::ProbedServer", "ray::WorkerDict")
-START_LIMIT_S = 180
+# The processes of a run; of Ray itself others stay.
+OF_A_RUN = re.compile(r"^ray::(?!IDLE|DashboardAgent|RuntimeEnvAgent)|^VLLM::|keytoken\.cli train")
+START_LIMIT_S, STOPPED_S, GONE_S = 180, 120.0, 15.0
 # A network of its own: nothing outside of the namespaces sees these addresses.
 NETWORK, CLIENT = "10.77.0.{}", 254
 # One GPU each, and which pool a host takes workers of.
@@ -193,6 +192,13 @@ class HostCluster:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return ""
+
+
 def _ip(*words: str) -> None:
     done = subprocess.run(["ip", *words], capture_output=True, text=True, timeout=30)
     if done.returncode:
@@ -236,29 +242,43 @@ def submit_across(hosts: HostCluster, launcher: Any) -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
-def whole(hosts: HostCluster, submit_across: Callable[..., Any]) -> tuple[Any, dict[str, list[str]]]:
-    """The uninterrupted run over the hosts, and where its workers were."""
-    job = submit_across("across")
-    job.wait_for(lambda: (job.run.folder / "tokens" / "step_000001.parquet").exists())
-    found = {title: list(hosts.processes(title)) for title in WORKERS}
-    return job.finish(), found
-
-
-@pytest.fixture(scope="session")
-def across_hosts(whole: tuple[Any, dict[str, list[str]]]) -> Any:
-    return whole[0]
-
-
-@pytest.fixture(scope="session")
-def placed(whole: tuple[Any, dict[str, list[str]]]) -> dict[str, list[str]]:
-    return whole[1]
-
-
-@pytest.fixture(scope="session")
 def one_host(launcher: Any) -> Any:
-    """The same run, its first steps, with two ranks of the actor on one host."""
-    words = ("trainer.total_training_steps=4", "trainer.save_freq=2", "trainer.n_gpus_per_node=2")
-    return launcher.run("one_host", *words)
+    """The uninterrupted run, with two ranks of the actor on one host."""
+    return launcher.run("one_host", *STEPS, "trainer.n_gpus_per_node=2")
+
+
+@pytest.fixture(scope="session")
+def left_over(hosts: HostCluster) -> Callable[..., list[str]]:
+    """Tells which processes of a run are on hosts that live, a while after its end."""
+
+    def look(but: Collection[str] = ()) -> list[str]:
+        limit = time.monotonic() + GONE_S
+        while True:
+            there = {name: host.processes() for name, host in hosts.hosts.items() if name not in but}
+            titles = [f"{name}: {_title(process)}" for name, found in there.items() for process in found]
+            left = [each for each in titles if OF_A_RUN.search(each.partition(": ")[2])]
+            if not left or time.monotonic() > limit:
+                return left
+            time.sleep(0.5)
+
+    return look
+
+
+@pytest.fixture(scope="session")
+def told_to_stop(left_over: Callable[..., list[str]]) -> Callable[[Any], int]:
+    """Waits for the end of a job that was told to stop; its last step, which is complete and saved."""
+
+    def wait(job: Any) -> int:
+        began, code = time.monotonic(), job.process.wait(STOPPED_S)
+        log = job.log.read_text(errors="replace")
+        print(f"the job had ended with {code} after {time.monotonic() - began:.1f} s, saying\n{log[-1500:]}")
+        assert code == 143
+        (step,) = re.findall(r"keytoken: SIGTERM: the run ended after step (\d+), saved in ", log)
+        assert job.run.checkpoint(int(step)).is_dir()
+        assert left_over() == []
+        return int(step)
+
+    return wait
 
 
 @pytest.fixture(scope="session")

@@ -1,16 +1,13 @@
 """The loss of a process, a host or its network while a job trains over several hosts, and telling it to stop.
 
 One job loses them all, one after the other, each behind a step that is saved. It has to end each time with a
-message that names what was lost, nothing of it may be left, and the next try has to make the next step as the
-uninterrupted run made it. What was seen is told in ``recipe/docs/faults.md``.
+message that names what was lost, nothing of it may be left, and the next try has to make the next step as an
+uninterrupted run on one host makes it. What was seen is told in ``recipe/docs/faults.md``.
 """
 
 import dataclasses
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,11 +22,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.cluster, pytest.mark.timeout(1800)]
 NOTICED_S = 90.0
 RESTART_DELAY_S = 15
 GIVEN_UP_S = 300.0
-STOPPED_S = 120.0
 MAX_RESTARTS = 9
 RETRY = f" of {MAX_RESTARTS} in {RESTART_DELAY_S} s, from the last complete checkpoint"
-# The processes of a run; of Ray itself others stay.
-OF_A_RUN = re.compile(r"^ray::(?!IDLE|DashboardAgent|RuntimeEnvAgent)|^VLLM::|keytoken\.cli train")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,18 +102,15 @@ class Unlucky:
     """The job to which all of it happens."""
 
     def __init__(self, submit: Callable[..., Any], expected: Any, same: Callable[..., None]) -> None:
-        self._submit, self._expected, self._same = submit, expected, same
-        self._tries = self._read = 0
-
-    def start(self, *flags: str) -> None:
-        """Submit it, or submit it again once it was told to stop."""
-        self._read += len(self.said()) if self._tries else 0
-        self.job = self._submit("unlucky", *flags)
+        self._expected, self._same = expected, same
+        self._tries = 0
+        flags = (f"--max-restarts={MAX_RESTARTS}", f"--restart-delay={RESTART_DELAY_S}")
+        self.job = submit("unlucky", *flags)
         self.folder = self.job.run.folder
         self.first_step_of_a_try()
 
     def first_step_of_a_try(self) -> None:
-        """Wait for the first step that the next try makes; it has to be that of the uninterrupted run."""
+        """Wait for the first step that the next try makes; it has to be that of the run on one host."""
         self.job.wait_for(self._has_made_one)
         self._tries += 1
         self.compare(int(self.job.run.metrics()[0]["training/global_step"]))
@@ -133,49 +124,31 @@ class Unlucky:
         return "training/global_step" in (self.folder / "metrics.jsonl").read_text()
 
     def compare(self, step: int) -> None:
-        """That step is bit for bit the one of the uninterrupted run."""
+        """That step is bit for bit the one of the run on one host."""
         self._same(self.job.run, self._expected, [step])
 
     def said(self) -> str:
-        """What the command that follows the job printed since it was started."""
-        return str(self.job.log.read_text(errors="replace"))[self._read :]
+        """What the command that follows the job has printed."""
+        return str(self.job.log.read_text(errors="replace"))
 
 
 @pytest.fixture(scope="module")
-def unlucky(submit_across: Any, across_hosts: Any, assert_same_steps: Any) -> Any:
-    started = Unlucky(submit_across, across_hosts, assert_same_steps)
-    started.start(f"--max-restarts={MAX_RESTARTS}", f"--restart-delay={RESTART_DELAY_S}")
+def unlucky(submit_across: Any, one_host: Any, assert_same_steps: Any) -> Any:
+    started = Unlucky(submit_across, one_host, assert_same_steps)
     yield started
     started.job.kill()
 
 
-def left_over(hosts: Any, but: set[str]) -> list[str]:
-    """Processes of a run on hosts that live, a while after its end."""
-    limit = time.monotonic() + RESTART_DELAY_S
-    while True:
-        there = {name: host.processes() for name, host in hosts.hosts.items() if name not in but}
-        titles = [f"{name}: {title(process)}" for name, found in there.items() for process in found]
-        left = [each for each in titles if OF_A_RUN.search(each.partition(": ")[2])]
-        if not left or time.monotonic() > limit:
-            return left
-        time.sleep(0.5)
-
-
-def title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except (psutil.NoSuchProcess, psutil.ZombieProcess):
-        return ""
-
-
 @pytest.mark.parametrize("name", FAULTS)
-def test_the_job_says_what_was_lost_and_goes_on(name: str, unlucky: Any, hosts: Any) -> None:
+def test_the_job_says_what_was_lost_and_goes_on(
+    name: str, unlucky: Any, hosts: Any, left_over: Callable[..., list[str]]
+) -> None:
     fault, before = FAULTS[name], len(unlucky.said())
     where, began = fault.cause(hosts), time.monotonic()
     unlucky.job.wait_for(lambda: RETRY in unlucky.said()[before:], GIVEN_UP_S)
     noticed = time.monotonic() - began
     said = unlucky.said()[before:].partition(RETRY)[0]
-    left = left_over(hosts, {"h2"} if fault.mend is replace_cut_host else set())
+    left = left_over({"h2"} if fault.mend is replace_cut_host else ())
     print(f"{name} ({where}): the job had ended after {noticed:.1f} s, saying\n{said}\nleft: {left}")
     fault.mend(hosts)
     unlucky.first_step_of_a_try()
@@ -184,34 +157,8 @@ def test_the_job_says_what_was_lost_and_goes_on(name: str, unlucky: Any, hosts: 
     assert left == []
 
 
-def test_sigterm_to_the_command_that_follows_the_job(unlucky: Any, hosts: Any) -> None:
+def test_sigterm_to_the_command_that_follows_the_job(unlucky: Any, told_to_stop: Any) -> None:
+    """The step that ran is that of the uninterrupted run."""
     unlucky.job.process.send_signal(signal.SIGTERM)
-    assert_stopped(unlucky, hosts)
+    unlucky.compare(told_to_stop(unlucky.job))
     assert "SIGTERM: the job is asked to stop" in unlucky.said()
-
-
-def test_ray_job_stop(unlucky: Any, hosts: Any) -> None:
-    unlucky.start("--id=told")
-    stop = [sys.executable, "-m", "ray.scripts.scripts", "job", "stop", "--address", hosts.address, "told"]
-    done = subprocess.run(
-        [*hosts.on_client, *stop],
-        env={**os.environ, **hosts.client},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=STOPPED_S,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert_stopped(unlucky, hosts)
-
-
-def assert_stopped(unlucky: Any, hosts: Any) -> None:
-    """The step that ran is complete, saved and that of the uninterrupted run; nothing is left of the job."""
-    began, code = time.monotonic(), unlucky.job.process.wait(STOPPED_S)
-    said = unlucky.said()
-    print(f"the job had ended with {code} after {time.monotonic() - began:.1f} s, saying\n{said[-1500:]}")
-    assert code == 143
-    (step,) = re.findall(r"keytoken: SIGTERM: the run ended after step (\d+), saved in ", said)
-    assert unlucky.job.run.checkpoint(int(step)).is_dir()
-    unlucky.compare(int(step))
-    assert left_over(hosts, set()) == []

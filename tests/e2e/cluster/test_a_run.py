@@ -17,6 +17,8 @@ import pytest
 import torch
 
 LOSING = str(Path(__file__).with_name("losing.py"))
+# The doctor asks for half a GiB.
+DISK_BYTES, LEFT_BYTES = 3 << 28, 1 << 20
 SCORES = ("log_prob", "log_prob_masked", "log_prob_shuffled", "visual", "temporal", "entropy", "weight")
 
 pytestmark = [pytest.mark.e2e, pytest.mark.cluster, pytest.mark.timeout(2400)]
@@ -122,7 +124,7 @@ def test_the_run_is_bit_for_bit_the_undisturbed_one(survivor: dict[str, Any], st
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(tmp_path)]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a small disk needs root")
     yield tmp_path
@@ -130,6 +132,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_disk_that_fills_up_while_a_worker_saves(launcher: Any, small_disk: Path) -> None:
+    """Room for all checkpoints when the run starts, which the doctor asks for, and gone when it saves."""
     folder = small_disk / "checkpoints"
     job = launcher.start(
         "full",
@@ -138,6 +141,8 @@ def test_a_disk_that_fills_up_while_a_worker_saves(launcher: Any, small_disk: Pa
         f"trainer.default_local_dir={folder}",
     )
     try:
+        job.wait_for(lambda: (job.run.folder / "doctor.json").exists())
+        (small_disk / "of_others").write_bytes(bytes(DISK_BYTES - LEFT_BYTES))
         code = job.process.wait(900)
     finally:
         job.kill()
