@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +144,9 @@ class HostCluster:
         (self.folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *names, ""]))
         try:
             self._connect()
-            for name in self.hosts:
-                self.start(name)
+            self.start(HEAD)
+            with ThreadPoolExecutor() as pool:
+                list(pool.map(self.start, [name for name in self.hosts if name != HEAD]))
         except BaseException:
             self.stop()
             raise
