@@ -85,13 +85,16 @@ def test_an_earlier_metrics_file_is_kept(tmp_path: Path) -> None:
 
 
 def test_workers_get_the_environment_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "environ", {"VERL_USE_EXTERNAL_MODULES": "other"})
+    mine = {"VERL_USE_EXTERNAL_MODULES": "other", "VLLM_NO_USAGE_STATS": "0"}
+    monkeypatch.setattr(os, "environ", mine)
     config = OmegaConf.create({"ray_kwargs": {"ray_init": {"runtime_env": {"env_vars": {"MINE": 1}}}}})
     main._set_environment(config, {"VERL_FILE_LOGGER_PATH": "/x"})
     expected = {
         "MINE": "1",
         "VERL_USE_EXTERNAL_MODULES": f"other,{main.EXTERNAL_MODULE}",
         "VERL_FILE_LOGGER_PATH": "/x",
+        "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+        "VLLM_NO_USAGE_STATS": "0",
     }
     given = config.ray_kwargs.ray_init.runtime_env.env_vars
     of_the_driver = {"RAY_OVERRIDE_JOB_RUNTIME_ENV": "1"}

@@ -94,6 +94,11 @@ def _make_run_dir(run_dir: Path) -> None:
         ) from problem
 
 
+# Libraries that tell their makers of every use, which is nobody's business, and for which a run waits where a
+# network drops what would leave it: 10 s for each data file. Who wants to tell sets the variable.
+_SILENT = {"HF_UPDATE_DOWNLOAD_COUNTS": "0", "VLLM_NO_USAGE_STATS": "1"}
+
+
 def _set_environment(config: DictConfig, extra: dict[str, str]) -> None:
     """Put variables where this process and every Ray worker, local or remote, will find them."""
     modules = [name for name in os.environ.get("VERL_USE_EXTERNAL_MODULES", "").split(",") if name]
@@ -105,6 +110,8 @@ def _set_environment(config: DictConfig, extra: dict[str, str]) -> None:
         environment = runtime.setdefault("env_vars", {})
         for name, value in variables.items():
             environment[name] = value
+        for name, value in _SILENT.items():
+            environment.setdefault(name, os.environ.get(name, value))
     os.environ.update({name: str(value) for name, value in environment.items()})
     # A submitted job's own environment may set the same variables, here and where verl hands some on. Ray
     # takes none twice, and its refusal prints them all with their values.
