@@ -220,9 +220,9 @@ def _why_not() -> str | None:
     return f"hosts in namespaces: {made.stderr.strip()}" if made.returncode else None
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def hosts() -> Iterator[HostCluster]:
-    """Four hosts with one Ray cluster."""
+    """Four hosts with one Ray cluster; gone before the tests of another module want the processors."""
     reason = _why_not()
     if reason is not None:
         pytest.skip(reason)
@@ -231,7 +231,7 @@ def hosts() -> Iterator[HostCluster]:
     started.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def submit_across(hosts: HostCluster, launcher: Any) -> Callable[..., Any]:
     """Submits a run over the hosts from the client; returns its job."""
 
@@ -249,7 +249,7 @@ def one_host(launcher: Any) -> Any:
     return launcher.run("one_host", *STEPS, "trainer.n_gpus_per_node=2")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def left_over(hosts: HostCluster) -> Callable[..., list[str]]:
     """Tells which processes of a run are on hosts that live, a while after its end."""
 
@@ -266,7 +266,7 @@ def left_over(hosts: HostCluster) -> Callable[..., list[str]]:
     return look
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def told_to_stop(left_over: Callable[..., list[str]]) -> Callable[[Any], int]:
     """Waits for the end of a job that was told to stop; its last step, which is complete and saved."""
 
