@@ -51,6 +51,8 @@ HEALTH = {
     "RAY_health_check_timeout_ms": "5000",
     "RAY_health_check_failure_threshold": "3",
 }
+# Else every host starts workers for a job before anybody asks, half of which nobody ever asks.
+THRIFT = {"RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0"}
 # Inside a namespace of mounts, process ids and the hostname: files that every machine has of its own.
 ENTER = """set -e
 hostname {name}
@@ -139,7 +141,7 @@ class HostCluster:
             "GLOO_SOCKET_IFNAME": "eth0",
         }
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        self._environment = {**os.environ, **self.client, **HEALTH, "PATH": path}
+        self._environment = {**os.environ, **self.client, **HEALTH, **THRIFT, "PATH": path}
         names = [f"{host.address} {host.name}" for host in self.hosts.values()]
         (self.folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *names, ""]))
         try:
