@@ -19,6 +19,9 @@ from keytoken.verl_adapter.machine import stay_on_loopback
 # verl reserves up to ten logical CPUs for a slot (single_controller/ray/base.py:119), besides its services.
 LOGICAL_CPUS_PER_SLOT = 16
 EXTERNAL_MODULE = "keytoken.verl_adapter.register"
+# Libraries that tell their makers of every use, which is nobody's business, and for which a run waits where a
+# network drops what would leave it: 10 s for each data file. Who wants to tell sets the variable.
+_SILENT = {"HF_UPDATE_DOWNLOAD_COUNTS": "0", "VLLM_NO_USAGE_STATS": "1"}
 
 
 def load_config(overrides: Sequence[str]) -> DictConfig:
@@ -92,11 +95,6 @@ def _make_run_dir(run_dir: Path) -> None:
             f"keytoken.run_dir={run_dir} cannot be made ({problem.strerror}); name a folder that can be "
             "written."
         ) from problem
-
-
-# Libraries that tell their makers of every use, which is nobody's business, and for which a run waits where a
-# network drops what would leave it: 10 s for each data file. Who wants to tell sets the variable.
-_SILENT = {"HF_UPDATE_DOWNLOAD_COUNTS": "0", "VLLM_NO_USAGE_STATS": "1"}
 
 
 def _set_environment(config: DictConfig, extra: dict[str, str]) -> None:

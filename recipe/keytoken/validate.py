@@ -22,6 +22,7 @@ from keytoken.schema import KeyTokenConfig, unknown_name
 from keytoken.secret import is_secret
 
 SYNC = "keytoken_sync"
+ATTENTION = "actor_rollout_ref.model.override_config.attn_implementation"
 
 # Estimators that need rewards and groups only. All but reinforce_plus_plus compare answers of one prompt.
 UNGROUPED = "reinforce_plus_plus"
@@ -317,11 +318,10 @@ def _prefix(config: DictConfig, keytoken: KeyTokenConfig) -> None:
             f"keytoken.kernels.head={keytoken.kernels.head} computes a prompt for every answer, and the "
             "attribution passes would not; set keytoken.prefix=separate, or keytoken.kernels.head=fused."
         )
-    key = "actor_rollout_ref.model.override_config.attn_implementation"
-    chosen = OmegaConf.select(config, key)
+    chosen = OmegaConf.select(config, ATTENTION)
     if chosen is not None and not str(chosen).startswith(SHARING_ATTENTION):
         raise ConfigurationError(
-            f"{key}={chosen} cannot compute one prompt for several answers; set "
+            f"{ATTENTION}={chosen} cannot compute one prompt for several answers; set "
             f"{', '.join(SHARING_ATTENTION)}, or keytoken.prefix=separate."
         )
 

@@ -77,6 +77,14 @@ class Run:
     def checkpoint(self, step: int) -> Path:
         return self.folder / "checkpoints" / f"global_step_{step}"
 
+    def weights(self, step: int, rank: int = 0, *, of: int = 1) -> dict[str, torch.Tensor]:
+        """What one rank of the actor saved, of so many."""
+        path = self.checkpoint(step) / "actor" / f"model_world_size_{of}_rank_{rank}.pt"
+        state = torch.load(path, weights_only=False)
+        return {
+            name: value.to_local() if hasattr(value, "to_local") else value for name, value in state.items()
+        }
+
 
 class Launcher:
     """Starts runs as a user does, each in a Ray session of its own, and cleans up by process id."""

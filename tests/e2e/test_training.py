@@ -32,12 +32,6 @@ def assert_same_answers(one: pd.DataFrame, other: pd.DataFrame) -> None:
     assert [ids.tolist() for ids in one["token_ids"]] == [ids.tolist() for ids in other["token_ids"]]
 
 
-def weights(run, step: int, world_size: int = 1) -> dict[str, torch.Tensor]:
-    path = run.checkpoint(step) / "actor" / f"model_world_size_{world_size}_rank_0.pt"
-    state = torch.load(path, weights_only=False)
-    return {name: value.to_local() if hasattr(value, "to_local") else value for name, value in state.items()}
-
-
 def media_of(run, step: int) -> tuple[float, float]:
     """Bytes of pixels that were put and got in a step, in copies of what its video prompts have."""
     tokens, metrics = run.tokens(step), run.metrics()[step - 1]
@@ -55,7 +49,7 @@ def test_three_pools_train(straight):
         assert step["training/rollout_actor_probs_pearson_corr"] > 0.999
         assert 0.2 <= step["attribution/selected_share"] < 0.9
         assert step["actor/grad_norm"] > 0
-    before, after = weights(straight, 2), weights(straight, 4)
+    before, after = straight.weights(2), straight.weights(4)
     moved = max(float((before[name] - after[name]).abs().max()) for name in before)
     assert moved > 1e-4
 
@@ -139,16 +133,16 @@ def test_a_job_that_loses_a_process_goes_on_as_if_nothing_had_happened(launcher,
     assert "The process of AttributionWorker (pid" in log and "Try 1 of 1" in log
 
     assert [int(step["training/global_step"]) for step in resumed.metrics()] == [3, 4]
-    first = weights(resumed, 2)
-    assert all(torch.equal(first[name], value) for name, value in weights(straight, 2).items())
+    first = resumed.weights(2)
+    assert all(torch.equal(first[name], value) for name, value in straight.weights(2).items())
     contracts = [folder / "sampling_contract.json" for folder in (resumed.folder, resumed.checkpoint(2))]
     assert SamplingContract.read(contracts[0]) == SamplingContract.read(contracts[1])
     for step in (3, 4):
         assert_same_answers(straight.tokens(step), resumed.tokens(step))
         for column in SCORES:
             assert largest_difference(straight.tokens(step), resumed.tokens(step), column) == 0.0
-    last = weights(resumed, 4)
-    assert all(torch.equal(last[name], value) for name, value in weights(straight, 4).items())
+    last = resumed.weights(4)
+    assert all(torch.equal(last[name], value) for name, value in straight.weights(4).items())
 
 
 @pytest.fixture(scope="module")

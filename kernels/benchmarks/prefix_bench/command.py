@@ -22,7 +22,7 @@ from kernel_bench.machine import machine_for
 from kernel_bench.timing import turn_order
 
 from keytoken.prefix.attention import share_prefix
-from keytoken.prefix.layout import apart, cost_of
+from keytoken.prefix.layout import HIDING_ATTENTION, apart, cost_of
 from prefix_bench.cases import SHAPES, Shape, build_model, flops, group, under
 from prefix_bench.passes import (
     packs_of,
@@ -89,13 +89,13 @@ def _case(
         "update_stock": partial(stock_update, model, real),
     }
     trees = [tree for pack in packs_of(real) for tree in pack.trees]
-    separately = flops(model, real, cost_of(apart(trees)))
+    separately, cost = flops(model, real, cost_of(apart(trees))), cost_of(trees)
     case: dict[str, Any] = {
         "prompt": shape.prompt_tokens(grid),
         "size": size,
         "model": {
-            "score": separately / flops(model, real, cost_of(trees)),
-            "update": separately / flops(model, real, cost_of(trees), hidden=_hides(model)),
+            "score": separately / flops(model, real, cost),
+            "update": separately / flops(model, real, cost, hidden=_hides(model)),
         },
         **_gates(calls, shape.dtype),
     }
@@ -214,13 +214,13 @@ def _about(options: argparse.Namespace, device: torch.device, attention: str, sh
         "step": "old log-probs, views (real, shuffled, masked) of Video-KTR, forward and backward",
         "stock": "log-probs from logits of whole sequences, one answer at a time, as verl computes them",
         "by the model": "operations of text model, vision tower and head, from lengths alone"
-        + (", with a gradient also of hidden pairs" if attention == "sdpa" else ""),
+        + (", with a gradient also of hidden pairs" if attention == HIDING_ATTENTION else ""),
         "load": "processes that wanted a core, one-minute mean at the end of the case",
     }
 
 
 def _hides(model: Any) -> bool:
-    return bool(model.config.get_text_config()._attn_implementation == "sdpa")
+    return bool(model.config.get_text_config()._attn_implementation == HIDING_ATTENTION)
 
 
 def _attention(device: torch.device) -> str:

@@ -128,6 +128,6 @@ def _shared(
     found = Flops()
     for answers, times in batches.copies.items():
         cost = cost_of([Tree(prompt - 1, (work.answer_tokens,) * answers)])
-        pairs = cost.pairs + cost.hidden * hidden
-        found = found + forward(model, cost.tokens, pairs, answers * work.answer_tokens, grids) * times
+        scored = answers * work.answer_tokens
+        found = found + forward(model, cost.tokens, cost.attended(hidden), scored, grids) * times
     return found * (work.answers / batches.answers)

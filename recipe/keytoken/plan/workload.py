@@ -16,8 +16,9 @@ from keytoken.data.contract import SamplingContract, resized_shape, select_frame
 from keytoken.data.positions import Grid
 from keytoken.plan.architecture import Architecture
 from keytoken.plan.assumptions import Assumptions
+from keytoken.prefix.layout import HIDING_ATTENTION
 from keytoken.schema import KeyTokenConfig
-from keytoken.validate import SYNC
+from keytoken.validate import ATTENTION, SYNC
 
 # Of Qwen3-VL, for two frames: a time such as <10.5 seconds> and the ends of a block of vision tokens.
 STAMP_TOKENS = 9
@@ -111,7 +112,7 @@ def workload_of(
         recompute=bool(config.actor_rollout_ref.model.enable_gradient_checkpointing),
         frozen_vision=bool(actor.get("freeze_vision_tower", False)),
         shared=keytoken.prefix == "shared" and keytoken.kernels.head == "fused",
-        hides=_attention(config) == "sdpa",
+        hides=OmegaConf.select(config, ATTENTION) == HIDING_ATTENTION,
         per_answer=("blackened",) if keytoken.method.view.blackened.per == "response" else (),
     )
 
@@ -122,10 +123,6 @@ def contract_of(keytoken: KeyTokenConfig, model: Architecture) -> SamplingContra
     if "patch_size" in keytoken.sampling:
         return contract
     return dataclasses.replace(contract, patch_size=model.vision.patch)
-
-
-def _attention(config: DictConfig) -> str | None:
-    return OmegaConf.select(config, "actor_rollout_ref.model.override_config.attn_implementation")
 
 
 def _passes(keytoken: KeyTokenConfig) -> tuple[str, ...]:

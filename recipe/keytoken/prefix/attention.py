@@ -46,7 +46,7 @@ class Plan:
     def __init__(self, trees: Sequence[Tree], device: torch.device | str = "cpu") -> None:
         self.trees = tuple(trees)
         self.device = torch.device(device)
-        self._branch_calls = dict[tuple[torch.dtype, bool], list[list[Tensor]]]()
+        self._branch_masks = dict[tuple[torch.dtype, bool], list[list[Tensor]]]()
 
     @cached_property
     def segments(self) -> tuple[Tensor, dict[str, Any]]:
@@ -84,12 +84,12 @@ class Plan:
             dtype: Of the queries.
             together: One call for all branches of a tree, or one for each.
         """
-        if (dtype, together) not in self._branch_calls:
-            self._branch_calls[dtype, together] = [
+        if (dtype, together) not in self._branch_masks:
+            self._branch_masks[dtype, together] = [
                 [self._additive(part, dtype) for part in ([tree] if together else apart([tree]))]
                 for tree in self.trees
             ]
-        return self._branch_calls[dtype, together]
+        return self._branch_masks[dtype, together]
 
     def _additive(self, tree: Tree, dtype: torch.dtype) -> Tensor:
         hidden = ~seen_by_branches(tree).to(self.device)

@@ -24,6 +24,8 @@ from torch import Tensor
 
 # How the names of implementations of attention begin that can compute trees (keytoken.prefix.attention).
 SHARING_ATTENTION = ("sdpa", "flash_attention", "flex_attention")
+# The one of them that in a pass with a gradient computes pairs of answers and hides them.
+HIDING_ATTENTION = "sdpa"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +58,17 @@ class Cost:
         pairs: Query and key pairs, to which the work of attention is proportional.
         prompts: Prompts computed, with their images and videos.
         hidden: Pairs between branches that are computed as well and then hidden, if all branches of a tree
-            are one call with a mask: sdpa with a gradient (:mod:`keytoken.prefix.attention`).
+            are one call with a mask (:data:`HIDING_ATTENTION`).
     """
 
     tokens: int
     pairs: int
     prompts: int
     hidden: int
+
+    def attended(self, hidden: bool) -> int:
+        """Pairs that attention computes, with those it hides or without."""
+        return self.pairs + self.hidden * hidden
 
     def flops(self, weights: int, layers: int, width: int, hidden: bool = False) -> int:
         """Floating-point operations of one forward pass over the text model.
@@ -73,8 +79,7 @@ class Cost:
             width: Query heads times their size.
             hidden: Whether attention computes the hidden pairs.
         """
-        pairs = self.pairs + self.hidden * hidden
-        return 2 * weights * self.tokens + 4 * layers * width * pairs
+        return 2 * weights * self.tokens + 4 * layers * width * self.attended(hidden)
 
 
 def cost_of(trees: Iterable[Tree]) -> Cost:

@@ -298,7 +298,7 @@ def assert_same_steps() -> Callable[[Any, Any, Sequence[int]], None]:
             pd.testing.assert_frame_equal(run.tokens(step), other.tokens(step), check_exact=True)
         last = max(steps)
         for rank in (0, 1):
-            one, two = (_weights_of(each, last, rank) for each in (run, other))
+            one, two = (each.weights(last, rank, of=2) for each in (run, other))
             assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
     return compare
@@ -325,9 +325,3 @@ def _differences(one: dict[str, float], two: dict[str, float]) -> dict[str, tupl
             found[name] = (mine, others)
     print(f"step {one['training/global_step']:g}: the engine's roundings made up to {engine:.1e}")
     return found
-
-
-def _weights_of(run: Any, step: int, rank: int) -> dict[str, torch.Tensor]:
-    path = run.checkpoint(step) / "actor" / f"model_world_size_2_rank_{rank}.pt"
-    state = torch.load(path, weights_only=False)
-    return {name: value.to_local() if hasattr(value, "to_local") else value for name, value in state.items()}

@@ -24,12 +24,6 @@ SCORES = ("log_prob", "log_prob_masked", "log_prob_shuffled", "visual", "tempora
 pytestmark = [pytest.mark.e2e, pytest.mark.cluster, pytest.mark.timeout(2400)]
 
 
-def weights(run: Any, step: int) -> dict[str, torch.Tensor]:
-    path = run.checkpoint(step) / "actor" / "model_world_size_1_rank_0.pt"
-    state = torch.load(path, weights_only=False)
-    return {name: value.to_local() if hasattr(value, "to_local") else value for name, value in state.items()}
-
-
 def steps_in(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "checkpoints").glob("global_step_*"))
 
@@ -116,7 +110,7 @@ def test_the_run_is_bit_for_bit_the_undisturbed_one(survivor: dict[str, Any], st
         for column in SCORES:
             for one, other in zip(ours[column], undisturbed[column], strict=True):
                 assert np.array_equal(one, other, equal_nan=True)
-    last, expected = weights(run, 4), weights(straight, 4)
+    last, expected = run.weights(4), straight.weights(4)
     assert all(torch.equal(last[name], value) for name, value in expected.items())
     assert steps_in(run.folder) == ["global_step_2", "global_step_4"]
     assert not (run.folder / "checkpoints" / "unfinished").exists()
