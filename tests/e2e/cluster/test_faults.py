@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 # Ray calls a host dead, or a process, before this; then the delay, and the start of the next try.
 NOTICED_S = 90.0
-RESTART_DELAY_S = 15
+RESTART_DELAY_S = 10
 GIVEN_UP_S = 300.0
 MAX_RESTARTS = 9
 RETRY = f" of {MAX_RESTARTS} in {RESTART_DELAY_S} s, from the last complete checkpoint"
