@@ -8,7 +8,7 @@ import time
 import pytest
 
 from keytoken.errors import WeightSyncError
-from keytoken.verl_adapter.bounded import bounded
+from keytoken.verl_adapter.bounded import begun, bounded
 
 
 def wait(call, timeout_s: float = 5.0) -> object:  # type: ignore[no-untyped-def]
@@ -41,3 +41,10 @@ def test_errors_pass_unchanged(problem: BaseException) -> None:
     with pytest.raises(type(problem)) as caught:
         wait(fail)
     assert caught.value is problem
+
+
+def test_what_was_begun_runs_before_anybody_waits_for_it() -> None:
+    runs = threading.Event()
+    wait_for = begun(lambda: runs.set() or 42, 5.0, "The start of the group", "", WeightSyncError)
+    assert runs.wait(5.0)
+    assert wait_for() == 42 and wait_for() == 42

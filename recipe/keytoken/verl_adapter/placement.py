@@ -5,7 +5,7 @@ pools can ask for hosts with a certain accelerator, which to Ray is a custom res
 of verl's configuration leads there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -24,8 +24,18 @@ _POOLS = {"global_pool": "actor", "rollout_pool_": "rollout", ATTRIBUTION_POOL: 
 _verls: Callable[..., list[Any]] = RayResourcePool.get_placement_groups
 
 
-def place_pools(cluster: ClusterConfig) -> None:
-    """Let the pools that this process makes from now on be placed as a run's configuration says."""
+def place_pools(
+    config: DictConfig, cluster: ClusterConfig, behind: Mapping[str, Callable[[], object]] | None = None
+) -> None:
+    """Let the pools that this process makes from now on be placed as a run's configuration says.
+
+    Args:
+        config: The run's.
+        cluster: Its hosts, and the bound on the wait for them.
+        behind: What to call as soon as all slots of a pool have their place, by the pool's name. verl makes a
+            pool of its own for each replica of the rollout.
+    """
+    unplaced = slots_of(config)
 
     def get_placement_groups(self: Any, *args: Any, **kwargs: Any) -> list[Any]:
         if self.pgs is not None:
@@ -33,7 +43,7 @@ def place_pools(cluster: ClusterConfig) -> None:
         pool = next((pool for start, pool in _POOLS.items() if self.name_prefix.startswith(start)), None)
         self.accelerator_type = cluster.hosts_of(pool) if pool else None
         where = f" on hosts with the resource {self.accelerator_type}" if self.accelerator_type else ""
-        return bounded(
+        placed = bounded(
             partial(_verls, self, *args, **kwargs),
             cluster.start_timeout_s,
             f"The wait for {self.world_size} GPUs{where}, for {self.name_prefix},",
@@ -42,6 +52,11 @@ def place_pools(cluster: ClusterConfig) -> None:
             "keytoken.cluster.start_timeout_s.",
             ClusterError,
         )
+        if pool in unplaced:
+            unplaced[pool] -= self.world_size
+            if unplaced[pool] == 0 and behind and pool in behind:
+                behind[pool]()
+        return placed
 
     RayResourcePool.get_placement_groups = get_placement_groups
 

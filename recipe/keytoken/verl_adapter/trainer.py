@@ -9,7 +9,7 @@ defines no loop of its own. One step of verl becomes::
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from keytoken.verl_adapter import advantage as advantages
 from keytoken.verl_adapter import balance, diagnostics, export, media, order, placement, pools, trackers
 from keytoken.verl_adapter import batch as batches
 from keytoken.verl_adapter.answers import AnswerWatch
-from keytoken.verl_adapter.bounded import bounded
+from keytoken.verl_adapter.bounded import begun, bounded
 from keytoken.verl_adapter.checkpointing import Checkpointing
 from keytoken.verl_adapter.compat import (
     PPOTrainerSeparateAsync,
@@ -39,6 +39,7 @@ from keytoken.verl_adapter.compat import (
     register_trainer,
     tensordict_utils,
 )
+from keytoken.verl_adapter.data_plane import named_as_the_cause
 from keytoken.verl_adapter.drift import check_drift
 from keytoken.verl_adapter.loss import token_weighted_loss
 from keytoken.verl_adapter.parity import ParityGate, use_probed_engine
@@ -63,6 +64,7 @@ class AttributionSteps(Checkpointing, Stopping, StandIn, _Trainer):
     config: DictConfig
     train_dataset: Any
     actor_worker_cls: type
+    _begun_group: Callable[[], Any] | None = None  # waits for the start of the attribution group
     _parity: ParityGate | None = None
     _parity_metrics: dict[str, float] = {}  # noqa: RUF012 - replaced, never changed
 
@@ -99,7 +101,8 @@ class AttributionSteps(Checkpointing, Stopping, StandIn, _Trainer):
         super()._init_resource_pool_mgr()
         pools.require_slots(num_slots(self.config))
         placement.require_hosts(self.config, self.keytoken.cluster)
-        placement.place_pools(self.keytoken.cluster)
+        behind = {"rollout": self._begin_attribution_group} if self._own_pool else {}
+        placement.place_pools(self.config, self.keytoken.cluster, behind)
         for role in (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef, Role.RefPolicy):
             if role in self.role_worker_mapping:
                 self.role_worker_mapping[role] = ray.remote(self.actor_worker_cls)
@@ -113,9 +116,14 @@ class AttributionSteps(Checkpointing, Stopping, StandIn, _Trainer):
         super()._setup()
         self.attribution_wg = self.actor_rollout_wg
         if self._own_pool:
-            self.attribution_wg = self._start_attribution_group()
+            self.attribution_wg = (self._begun_group or self._begin_attribution_group())()
             self._join_broadcast()
         self._hand_over_method()
+
+    def fit(self, agent_loop_manager: Any) -> None:
+        """verl's; a loss of the data plane is said to be one."""
+        with named_as_the_cause():
+            super().fit(agent_loop_manager)
 
     @contextmanager
     def _engine_at_rest(self, step: int) -> Iterator[None]:
@@ -144,9 +152,10 @@ class AttributionSteps(Checkpointing, Stopping, StandIn, _Trainer):
         groups += [self.ref_policy_wg] if self.use_reference_policy else []
         return list({id(group): group for group in groups}.values())
 
-    def _start_attribution_group(self) -> Any:
+    def _begin_attribution_group(self) -> Callable[[], Any]:
+        """Beside the engines, which take longest to start, once they have the place that it could take."""
         workers = self.keytoken.attribution.num_workers
-        return bounded(
+        self._begun_group = begun(
             lambda: pools.start_group(self.resource_pool_manager, self.config, self.keytoken),
             self.keytoken.cluster.start_timeout_s,
             f"The start of the attribution group ({workers} workers)",
@@ -155,6 +164,7 @@ class AttributionSteps(Checkpointing, Stopping, StandIn, _Trainer):
             "actor_rollout_ref.rollout.n_gpus_per_node).",
             ClusterError,
         )
+        return self._begun_group
 
     def _fetch_one_gen_batch(self) -> TensorDict:
         """Prompts with ids that do not depend on chance: they seed sampling and order the batch."""
