@@ -87,12 +87,18 @@ def test_an_earlier_metrics_file_is_kept(tmp_path: Path) -> None:
 def test_workers_get_the_environment_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     mine = {"VERL_USE_EXTERNAL_MODULES": "other", "VLLM_NO_USAGE_STATS": "0"}
     monkeypatch.setattr(os, "environ", mine)
-    config = OmegaConf.create({"ray_kwargs": {"ray_init": {"runtime_env": {"env_vars": {"MINE": 1}}}}})
-    main._set_environment(config, {"VERL_FILE_LOGGER_PATH": "/x"})
+    config = OmegaConf.create(
+        {
+            "ray_kwargs": {"ray_init": {"runtime_env": {"env_vars": {"MINE": 1}}}},
+            "keytoken": {"cluster": {"data_timeout_s": 7.0}},
+        }
+    )
+    main._set_environment(config, main._of_this_run(config, Path("/x")))
     expected = {
         "MINE": "1",
         "VERL_USE_EXTERNAL_MODULES": f"other,{main.EXTERNAL_MODULE}",
         "VERL_FILE_LOGGER_PATH": "/x",
+        "KEYTOKEN_DATA_TIMEOUT_S": "7.0",
         "HF_UPDATE_DOWNLOAD_COUNTS": "0",
         "VLLM_NO_USAGE_STATS": "0",
     }

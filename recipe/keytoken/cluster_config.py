@@ -5,6 +5,8 @@ import math
 
 from keytoken.block import ROOT, Block, require
 
+# How ``data_timeout_s`` comes to every process of a run.
+DATA_TIMEOUT_VARIABLE = "KEYTOKEN_DATA_TIMEOUT_S"
 _RAYS_OWN = ("", "CPU", "GPU", "memory", "object_store_memory")
 
 
@@ -22,6 +24,7 @@ class ClusterConfig(Block):
         attribution_hosts: Of the attribution group.
         start_timeout_s: Limit of the wait for a pool's GPUs, and of the start of the attribution group.
         answers_timeout_s: Longest time in which no prompt is finished.
+        data_timeout_s: Longest wait of a process for an answer of the data plane's controller.
     """
 
     actor_hosts: str | None = None
@@ -29,6 +32,7 @@ class ClusterConfig(Block):
     attribution_hosts: str | None = None
     start_timeout_s: float = 900.0
     answers_timeout_s: float = 1800.0
+    data_timeout_s: float = 600.0
 
     def __post_init__(self) -> None:
         where = f"{ROOT}.cluster"
@@ -39,7 +43,7 @@ class ClusterConfig(Block):
                 f"{where}.{name} is {resource!r}; name a custom resource, as in "
                 "`ray start --resources='{\"rollout_host\": 1}'`, or null for any host.",
             )
-        for name in ("start_timeout_s", "answers_timeout_s"):
+        for name in ("start_timeout_s", "answers_timeout_s", "data_timeout_s"):
             value = getattr(self, name)
             require(0.0 < value < math.inf, f"{where}.{name} is {value}; use a finite number above 0.")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from keytoken.cluster_config import DATA_TIMEOUT_VARIABLE
 from keytoken.compose import compose_config
 from keytoken.errors import ConfigurationError
 from keytoken.progress import progress_bar
@@ -60,7 +61,7 @@ def train(overrides: Sequence[str]) -> Path:
         require_healthy(config, run_dir / "doctor.json")
     OmegaConf.save(config, run_dir / "config.yaml")
     metrics = _fresh_metrics_file(run_dir)
-    _set_environment(config, {"VERL_FILE_LOGGER_PATH": str(metrics), **_tracker_folder(config, run_dir)})
+    _set_environment(config, {**_of_this_run(config, metrics), **_tracker_folder(config, run_dir)})
     if runs_here(config):
         stay_on_loopback()
 
@@ -114,6 +115,11 @@ def _set_environment(config: DictConfig, extra: dict[str, str]) -> None:
     # A submitted job's own environment may set the same variables, here and where verl hands some on. Ray
     # takes none twice, and its refusal prints them all with their values.
     os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"
+
+
+def _of_this_run(config: DictConfig, metrics: Path) -> dict[str, str]:
+    limit_s = config.keytoken.cluster.data_timeout_s
+    return {"VERL_FILE_LOGGER_PATH": str(metrics), DATA_TIMEOUT_VARIABLE: str(limit_s)}
 
 
 def _tracker_folder(config: DictConfig, run_dir: Path) -> dict[str, str]:

@@ -39,8 +39,8 @@ attribution.pass_timeout_s attribution.placement attribution.shuffle_seed attrib
 prefix diagnostics.every_steps diagnostics.word_classes.color diagnostics.word_classes.direction
 diagnostics.word_classes.event diagnostics.word_classes.number diagnostics.word_classes.shape doctor
 export.enabled export.every_steps export.max_responses export.pictures
-cluster.actor_hosts cluster.answers_timeout_s cluster.attribution_hosts cluster.rollout_hosts
-cluster.start_timeout_s
+cluster.actor_hosts cluster.answers_timeout_s cluster.attribution_hosts cluster.data_timeout_s
+cluster.rollout_hosts cluster.start_timeout_s
 kernels.head kernels.impl media.cache_gb
 method.advantage_epsilon method.loss.clip_high method.loss.clip_low method.loss.constant_length
 method.loss.dual_clip method.loss.entropy_penalty method.loss.kl_clamp method.loss.kl_coef method.loss.level

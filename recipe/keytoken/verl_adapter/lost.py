@@ -37,6 +37,8 @@ _ROLES = {
     "ProbedServer": ", vLLM's server",
     "CheckpointEngineWorker": ", which hands weights to vLLM",
     "KeyTokenTaskRunner": ", the trainer",
+    "TransferQueueController": ", the data plane",
+    "SimpleStorageUnit": ", the data plane",
 }
 _DETAIL = re.compile(r"Worker exit detail: ([^.]*(?:\. [^S][^.]*)?)|(The node [^.]*)", re.DOTALL)
 _HOST = re.compile(r"the actor's node was terminated[^:]*: ([^\n]*)")

@@ -38,6 +38,7 @@ SHIMS = (
     Shim("B1", "ragged_positions", "verl.utils.tensordict_utils", False),
     Shim("B4", "vision_tokens", "verl.workers.rollout.utils", False),
     Shim("B5 N5", "vision_free_batch", "verl.models.transformers.qwen2_vl", False),
+    Shim("N13", "data_plane", "transfer_queue.client", False),
     Shim("N11", "prefix_attention", "verl.models.transformers.qwen2_vl", False),
     Shim("N5", "qwen3_vision", "verl.models.transformers.qwen3_vl", False),
 )

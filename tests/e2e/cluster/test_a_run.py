@@ -1,4 +1,4 @@
-"""Faults inside a run: its attribution group dies, SIGTERM, half a checkpoint, a full disk."""
+"""Faults inside a run: attribution group or data plane die, SIGTERM, half a checkpoint, a full disk."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ import torch
 LOSING = str(Path(__file__).with_name("losing.py"))
 # The doctor asks for half a GiB.
 DISK_BYTES, LEFT_BYTES = 3 << 28, 1 << 20
+# From the death of a process to the end of the run.
+ENDED_S = 90.0
 SCORES = ("log_prob", "log_prob_masked", "log_prob_shuffled", "visual", "temporal", "entropy", "weight")
 
 pytestmark = [pytest.mark.e2e, pytest.mark.cluster, pytest.mark.timeout(2400)]
@@ -31,6 +33,13 @@ def steps_in(folder: Path) -> list[str]:
 def processes_of(job: Any) -> list[str]:
     """What is still there of the Ray that a run started."""
     return [process.name() for process in psutil.process_iter(["environ"]) if job._is_ours(process)]
+
+
+def titled(job: Any, title: str) -> list[psutil.Process]:
+    """The processes of a run that Ray calls so."""
+    found = psutil.process_iter(["environ", "cmdline"])
+    ours = [process for process in found if job._is_ours(process)]
+    return [process for process in ours if " ".join(process.info["cmdline"] or ()).startswith(title)]
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +157,20 @@ def test_a_disk_that_fills_up_while_a_worker_saves(launcher: Any, small_disk: Pa
     assert "Traceback" not in log and not list(folder.glob("global_step_*"))
     metrics = job.run.folder / "metrics.jsonl"
     assert not [row for row in map(json.loads, metrics.read_text().splitlines()) if row["step"] > 0]
+
+
+def test_a_lost_data_plane_ends_the_run(launcher: Any) -> None:
+    """All processes ask TransferQueue's controller for what they work on, and would wait without end."""
+    job = launcher.start("unasked", "trainer.total_training_steps=9", "trainer.save_freq=100")
+    try:
+        job.wait_for(lambda: (job.run.folder / "metrics.jsonl").exists() and len(job.run.metrics()) == 1)
+        (controller,) = titled(job, "ray::TransferQueueController")
+        controller.kill()
+        code = job.process.wait(ENDED_S)
+    finally:
+        job.kill()
+    log = job.log.read_text(errors="replace")
+    assert code == 3, log[-3000:]
+    (message,) = [line for line in log.splitlines() if line.startswith("keytoken: ")]
+    assert f"The process of TransferQueueController (pid {controller.pid} on " in message
+    assert ", the data plane) died" in message
