@@ -17,7 +17,7 @@ test: setup  ## unit tests, then the tests that start the real stack
 	$(PYTHON) -m pytest -m "e2e and (hosts or not cluster)"
 
 test-cluster: setup  ## hosts in network namespaces, and what happens when one is lost (root, 24 GiB, half an hour)
-	$(PYTHON) -m pytest -m cluster --numprocesses=2 --dist=loadfile
+	$(PYTHON) -m pytest -m "cluster and not hosts" --numprocesses=2 --dist=loadfile
 
 lint: setup  ## ruff (lint and format) and mypy
 	$(PYTHON) -m ruff check .

@@ -139,6 +139,11 @@ def unlucky(submit_across: Any, one_host: Any, assert_same_steps: Any) -> Any:
     started.job.kill()
 
 
+def test_every_pool_is_on_its_hosts(unlucky: Any, assert_placed: Callable[[], None]) -> None:
+    """And the first step is that of the run on one host, or there would be no job by now."""
+    assert_placed()
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_the_job_says_what_was_lost_and_goes_on(
     name: str, unlucky: Any, hosts: Any, left_over: Callable[..., list[str]]

@@ -10,23 +10,16 @@ import pytest
 
 pytestmark = [pytest.mark.e2e, pytest.mark.cluster, pytest.mark.timeout(1800)]
 
-# What Ray calls the processes of the pools, and the hosts that are theirs.
-PLACES = {
-    "ray::AttributionWorker": ["h1"],
-    "ray::ProbedServer": ["h2"],
-    "ray::WorkerDict": ["h3", "h4"],
-}
-
 
 @pytest.mark.hosts
 def test_every_pool_is_on_its_hosts_until_the_job_is_stopped(
-    hosts: Any, submit_across: Any, told_to_stop: Callable[[Any], int]
+    hosts: Any, submit_across: Any, assert_placed: Callable[[], None], told_to_stop: Callable[[Any], int]
 ) -> None:
     """`ray job stop`: the running step is finished and saved."""
     job = submit_across("told", "--id=told")
     try:
         job.wait_for(lambda: (job.run.folder / "tokens" / "step_000001.parquet").exists())
-        assert {title: list(hosts.processes(title)) for title in PLACES} == PLACES
+        assert_placed()
         stop = ["-m", "ray.scripts.scripts", "job", "stop", "--address", hosts.address, "told"]
         done = subprocess.run(
             [*hosts.on_client, sys.executable, *stop],
