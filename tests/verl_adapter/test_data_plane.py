@@ -1,11 +1,14 @@
-"""N13: a real TransferQueue whose processes die or hang; nobody waits for their answers without end."""
+"""A real TransferQueue whose processes die or hang (N13), and two of them on one cluster (N14)."""
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -32,7 +35,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]  # starts Ray
 def queue(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(data_plane, "LOOK_EVERY_S", 0.5)
     folder = tempfile.mkdtemp(prefix="kt-", dir="/tmp")  # a socket's path may not exceed 107 characters
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
+    ray.init(num_cpus=6, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
     storage = {"num_data_storage_units": 1, "total_storage_size": 1000}
     tq.init(OmegaConf.create({"backend": {"SimpleStorage": storage}}))
     yield
@@ -103,3 +106,44 @@ def test_a_dead_storage_is_named_for_what_it_makes_fail(queue: None) -> None:
 def test_other_errors_stay_what_they_are(queue: None) -> None:
     with pytest.raises(RuntimeError, match="of another kind"), named_as_the_cause():
         raise RuntimeError("of another kind")
+
+
+ANOTHER_JOB = """
+import ray
+from keytoken.verl_adapter import register
+import transfer_queue as tq
+from omegaconf import OmegaConf
+
+@ray.remote(num_cpus=0)
+def worker():
+    import verl  # which applies the shims in all processes of a run
+    tq.init()  # joins what the driver has started
+    return list(tq.kv_list()["train"])
+
+modules = {"VERL_USE_EXTERNAL_MODULES": register.__name__}
+ray.init(address="auto", log_to_driver=False, runtime_env={"env_vars": modules})
+storage = {"num_data_storage_units": 1, "total_storage_size": 1000}
+tq.init(OmegaConf.create({"backend": {"SimpleStorage": storage}}))
+tq.kv_batch_put(keys=["theirs"], partition_id="train", tags=[{}])
+print("seen:", ray.get(worker.remote()))
+tq.close()
+"""
+
+
+def test_two_jobs_on_one_cluster_have_a_data_plane_each(queue: None) -> None:
+    tq.kv_batch_put(keys=["ours"], partition_id="train", tags=[{}])
+    address = ray.get_runtime_context().gcs_address
+    done = subprocess.run(
+        [sys.executable, "-c", ANOTHER_JOB],
+        env={**os.environ, "RAY_ADDRESS": address},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert "seen: ['theirs']" in done.stdout, done.stdout + done.stderr
+    assert list(tq.kv_list()["train"]) == ["ours"], "ours outlives theirs, which has been closed"
+
+
+def test_the_name_is_still_one_for_a_whole_cluster() -> None:
+    for function in (interface._init_from_existing, interface.init):
+        assert 'namespace="transfer_queue"' in inspect.getsource(function)

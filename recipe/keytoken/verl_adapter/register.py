@@ -39,6 +39,7 @@ SHIMS = (
     Shim("B4", "vision_tokens", "verl.workers.rollout.utils", False),
     Shim("B5 N5", "vision_free_batch", "verl.models.transformers.qwen2_vl", False),
     Shim("N13", "data_plane", "transfer_queue.client", False),
+    Shim("N14", "own_data_plane", "transfer_queue.interface", False),
     Shim("N11", "prefix_attention", "verl.models.transformers.qwen2_vl", False),
     Shim("N5", "qwen3_vision", "verl.models.transformers.qwen3_vl", False),
 )
