@@ -86,6 +86,15 @@ class Run:
         }
 
 
+def _processes_in(ray_dir: str | Path, title: str) -> list[psutil.Process]:
+    return [
+        process
+        for process in psutil.process_iter(["environ", "cmdline"])
+        if (process.info["environ"] or {}).get("RAY_TMPDIR") == str(ray_dir)
+        and " ".join(process.info["cmdline"] or ()).startswith(title)
+    ]
+
+
 class Launcher:
     """Starts runs as a user does, each in a Ray session of its own, and cleans up by process id."""
 
@@ -172,7 +181,7 @@ class Job:
         if self.process.poll() is None:  # else its number may belong to somebody else by now
             family = [child.pid for child in psutil.Process(self.process.pid).children(recursive=True)]
             family.append(self.process.pid)
-        family += [p.pid for p in psutil.process_iter(["environ"]) if self._is_ours(p)]
+        family += [process.pid for process in self.processes()]
         for pid in dict.fromkeys(family):
             try:
                 os.kill(pid, signal.SIGKILL)
@@ -181,14 +190,14 @@ class Job:
         self.process.wait(30)
         shutil.rmtree(self.ray_dir, ignore_errors=True)
 
-    def _is_ours(self, process: psutil.Process) -> bool:
-        return (process.info["environ"] or {}).get("RAY_TMPDIR") == str(self.ray_dir)
+    def processes(self, title: str = "") -> list[psutil.Process]:
+        """Those of the run's Ray whose command begins with a title, such as ``ray::AttributionWorker``."""
+        return _processes_in(self.ray_dir, title)
 
     def listening(self) -> tuple[tuple[str, str], ...]:
         """Title and address of every socket that a process of the run listens on."""
-        ours = [p for p in psutil.process_iter(["environ", "cmdline"]) if self._is_ours(p)]
         found = []
-        for process in ours:
+        for process in self.processes():
             try:
                 sockets = process.net_connections("tcp")
             except (psutil.NoSuchProcess, psutil.AccessDenied):  # it has just ended
@@ -248,13 +257,7 @@ class Cluster:
 
     def processes(self, title: str = "") -> list[psutil.Process]:
         """Its processes whose command begins with a title, such as ``ray::AttributionWorker``."""
-        ours = [p for p in psutil.process_iter(["environ", "cmdline"]) if p.info["environ"]]
-        return [
-            process
-            for process in ours
-            if process.info["environ"].get("RAY_TMPDIR") == str(self.folder)
-            and " ".join(process.info["cmdline"] or ()).startswith(title)
-        ]
+        return _processes_in(self.folder, title)
 
     def stop(self) -> None:
         """SIGKILL everything of it, by process id."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,45 @@ import torch
 
 from keytoken.demo.model import build_model
 from keytoken.demo.tokenizer import build_processor, build_tokenizer
+
+
+@pytest.fixture(scope="session")
+def started_ray() -> Callable[..., AbstractContextManager[None]]:
+    """Starts a Ray of its own in this process, for as long as a ``with`` lasts."""
+    import ray
+
+    @contextmanager
+    def started(**options: Any) -> Iterator[None]:
+        folder = tempfile.mkdtemp(prefix="kt-", dir="/tmp")  # a socket's path may not exceed 107 characters
+        ray.init(include_dashboard=False, log_to_driver=False, _temp_dir=folder, **options)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
+
+    return started
+
+
+@pytest.fixture(scope="session")
+def started_queue(
+    started_ray: Callable[..., AbstractContextManager[None]],
+) -> Callable[..., AbstractContextManager[None]]:
+    """Starts TransferQueue on such a Ray, with its controller and a storage process, as verl starts it."""
+    import transfer_queue as tq
+    from omegaconf import OmegaConf
+
+    @contextmanager
+    def started(num_cpus: int) -> Iterator[None]:
+        storage = {"num_data_storage_units": 1, "total_storage_size": 1000}
+        with started_ray(num_cpus=num_cpus):
+            tq.init(OmegaConf.create({"backend": {"SimpleStorage": storage}}))
+            try:
+                yield
+            finally:
+                tq.close()
+
+    return started
 
 
 @pytest.fixture(scope="session")

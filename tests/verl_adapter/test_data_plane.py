@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import pytest
 import ray
 import transfer_queue as tq
-from omegaconf import OmegaConf
 from ray.exceptions import RayActorError
 from transfer_queue import interface
 from transfer_queue.client import AsyncTransferQueueClient
@@ -32,16 +30,12 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]  # starts Ray
 
 
 @pytest.fixture
-def queue(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def queue(
+    started_queue: Callable[..., AbstractContextManager[None]], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
     monkeypatch.setattr(data_plane, "LOOK_EVERY_S", 0.5)
-    folder = tempfile.mkdtemp(prefix="kt-", dir="/tmp")  # a socket's path may not exceed 107 characters
-    ray.init(num_cpus=6, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
-    storage = {"num_data_storage_units": 1, "total_storage_size": 1000}
-    tq.init(OmegaConf.create({"backend": {"SimpleStorage": storage}}))
-    yield
-    tq.close()
-    ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+    with started_queue(num_cpus=6):
+        yield
 
 
 def pid_of(process: str) -> int:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import copy
 import pickle
-import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import torch
 import transfer_queue as tq
 from omegaconf import OmegaConf
@@ -30,16 +28,9 @@ pytestmark = pytest.mark.e2e  # starts Ray
 
 
 @pytest.fixture(scope="module")
-def queue() -> Iterator[None]:
-    """TransferQueue with its controller and a storage process, as verl starts it."""
-    folder = tempfile.mkdtemp(prefix="kt-", dir="/tmp")  # a socket's path may not exceed 107 characters
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
-    storage = {"num_data_storage_units": 1, "total_storage_size": 1000}
-    tq.init(OmegaConf.create({"backend": {"SimpleStorage": storage}}))
-    yield
-    tq.close()
-    ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+def queue(started_queue: Callable[..., AbstractContextManager[None]]) -> Iterator[None]:
+    with started_queue(num_cpus=2):
+        yield
 
 
 @pytest.fixture

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import pytest
-import ray
 from omegaconf import DictConfig, OmegaConf
 
 from keytoken.cluster_config import ClusterConfig
@@ -27,19 +25,9 @@ CONFIG: DictConfig = OmegaConf.create(
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    folder = tempfile.mkdtemp(prefix="kt-", dir="/tmp")  # a socket's path may not exceed 107 characters
-    ray.init(
-        num_cpus=40,
-        num_gpus=4,
-        resources={"rollout_host": 1},
-        include_dashboard=False,
-        log_to_driver=False,
-        _temp_dir=folder,
-    )
-    yield
-    ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+def cluster(started_ray: Callable[..., AbstractContextManager[None]]) -> Iterator[None]:
+    with started_ray(num_cpus=40, num_gpus=4, resources={"rollout_host": 1}):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 
@@ -28,18 +27,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.cluster, pytest.mark.timeout(2400)]
 
 def steps_in(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "checkpoints").glob("global_step_*"))
-
-
-def processes_of(job: Any) -> list[str]:
-    """What is still there of the Ray that a run started."""
-    return [process.name() for process in psutil.process_iter(["environ"]) if job._is_ours(process)]
-
-
-def titled(job: Any, title: str) -> list[psutil.Process]:
-    """The processes of a run that Ray calls so."""
-    found = psutil.process_iter(["environ", "cmdline"])
-    ours = [process for process in found if job._is_ours(process)]
-    return [process for process in ours if " ".join(process.info["cmdline"] or ()).startswith(title)]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +51,7 @@ def survivor(launcher: Any) -> Iterator[dict[str, Any]]:
         job.process.send_signal(signal.SIGTERM)
         code = job.process.wait(600)
         limit = time.monotonic() + 30
-        while (left := processes_of(job)) and time.monotonic() < limit:
+        while (left := [process.name() for process in job.processes()]) and time.monotonic() < limit:
             time.sleep(0.5)
         first = {
             "left": left,
@@ -164,7 +151,7 @@ def test_a_lost_data_plane_ends_the_run(launcher: Any) -> None:
     job = launcher.start("unasked", "trainer.total_training_steps=9", "trainer.save_freq=100")
     try:
         job.wait_for(lambda: (job.run.folder / "metrics.jsonl").exists() and len(job.run.metrics()) == 1)
-        (controller,) = titled(job, "ray::TransferQueueController")
+        (controller,) = job.processes("ray::TransferQueueController")
         controller.kill()
         code = job.process.wait(ENDED_S)
     finally:
